@@ -1,0 +1,220 @@
+"""SimCLR against a slow reference in loops, at its limits, and on two real ranks against one.
+
+The file is also the program of one of the two ranks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from math import exp, log, sqrt
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vssl_simclr
+from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
+from vssl_simclr.objective import SimClr, similarities
+
+FEATURES = 12
+
+
+def build(**options: object) -> SimClr:
+    torch.manual_seed(0)
+    context = Context(
+        name="simclr",
+        clip=ClipSettings(8, 16, 1),
+        backbone=nn.Identity(),
+        feature_dim=FEATURES,
+        stages={},
+        videos=40,
+        epochs=2,
+        steps_per_epoch=10,
+        batch_size=6,
+        world_size=1,
+    )
+    return SimClr(SimClr.Config(**options), context)
+
+
+def batch_of(maps: tuple[Tensor, Tensor]) -> Batch:
+    """A batch with these last maps (B, D, T, H, W) as features."""
+    views = [View(None, None, None, {}, Features(lambda values=values: {"stage5": values})) for values in maps]
+    return Batch("simclr", {"pair": tuple(views)}, torch.arange(len(maps[0])), [], epoch=0, progress=0.0, encode=None)
+
+
+def maps(videos: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, videos, FEATURES, 2, 3, 3, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+def loss_of(projections: Tensor, temperature: float) -> Tensor:
+    return F.cross_entropy(*similarities(projections, temperature))
+
+
+def slow_loss(projections: list[list[list[float]]], temperature: float) -> float:
+    """NT-Xent in loops: `projections[video][view]` is a vector; the mean over all clips as anchors."""
+    clips = [(video, row) for video, pair in enumerate(projections) for row in pair]
+    total = 0.0
+    for anchor, (video, row) in enumerate(clips):
+        scores = {}
+        for other, (_, candidate) in enumerate(clips):
+            if other != anchor:
+                dot = sum(a * b for a, b in zip(row, candidate, strict=True))
+                scores[other] = dot / sqrt(sum(a * a for a in row)) / sqrt(sum(b * b for b in candidate)) / temperature
+        (partner,) = [other for other in scores if clips[other][0] == video]
+        highest = max(scores.values())
+        total -= scores[partner] - highest - log(sum(exp(score - highest) for score in scores.values()))
+    return total / len(clips)
+
+
+# The loss -------------------------------------------------------------------------------------------------------------
+
+
+@given(videos=st.integers(1, 7), temperature=st.floats(0.05, 5), seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_it_is_the_loss_in_loops(videos, temperature, seed):
+    projections = torch.randn(videos, 2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert loss_of(projections, temperature).item() == pytest.approx(
+        slow_loss(projections.tolist(), temperature), rel=1e-9, abs=1e-12
+    )
+
+
+def test_its_gradient_is_the_numeric_one():
+    projections = torch.randn(
+        4, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True
+    )
+    assert torch.autograd.gradcheck(lambda rows: loss_of(rows, 0.3), projections)
+
+
+def test_clips_that_are_all_alike_are_guessed():
+    projections = torch.ones(5, 2, 4, requires_grad=True)
+    loss = loss_of(projections, 0.1)
+    loss.backward()
+    assert loss.item() == pytest.approx(log(9)) and projections.grad.isfinite().all()
+
+
+def test_perfect_pairs_keep_their_partner_among_the_candidates():
+    projections = torch.eye(4)[:, None].expand(4, 2, 4)  # partners equal, all others orthogonal
+    assert loss_of(projections, 0.5).item() == pytest.approx(-log(exp(2) / (exp(2) + 6)), rel=1e-6)
+
+
+def test_the_same_video_twice_in_a_batch_stays_finite():
+    projections = torch.randn(3, 2, 4).repeat(2, 1, 1).requires_grad_()
+    loss = loss_of(projections, 1e-3)
+    loss.backward()
+    assert loss.item() >= log(2) - 1e-4 and projections.grad.isfinite().all()
+
+
+def test_a_single_video_has_nothing_to_tell_apart():
+    projections = torch.randn(1, 2, 4, requires_grad=True)
+    loss = loss_of(projections, 0.1)
+    loss.backward()
+    assert loss.item() == 0 and not projections.grad.any()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_extreme_temperatures_stay_finite(temperature):
+    projections = torch.randn(6, 2, 8, requires_grad=True)
+    loss = loss_of(projections, temperature)
+    loss.backward()
+    assert loss.isfinite() and projections.grad.isfinite().all()
+
+
+def test_sizes_of_projections_do_not_count():
+    projections = torch.randn(6, 2, 8)
+    torch.testing.assert_close(
+        loss_of(projections, 0.1), loss_of(projections * torch.rand(6, 2, 1).add(0.1) * 100, 0.1)
+    )
+
+
+def test_half_precision_around_it_does_not_reach_the_similarities():
+    projections = torch.randn(6, 2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = loss_of(projections, 0.1)
+    assert torch.equal(within, loss_of(projections, 0.1))
+
+
+def test_forward_reads_both_clips_and_counts_what_comes_first():
+    objective = build(temperature=0.2, hidden=9, projection=5)
+    pair = maps()
+    terms = objective(batch_of(pair))
+    with torch.no_grad():
+        projected = torch.stack([objective.projector(values.mean(dim=(2, 3, 4))) for values in pair], dim=1)
+    assert terms.losses["contrast"].item() == pytest.approx(slow_loss(projected.tolist(), 0.2), rel=1e-5)
+    unit = F.normalize(projected.flatten(0, 1), dim=1)
+    scores = (unit @ unit.T).fill_diagonal_(-2)
+    right = [scores[clip].argmax().item() == clip + 1 - 2 * (clip % 2) for clip in range(12)]
+    assert terms.metrics["accuracy"].item() == pytest.approx(sum(right) / 12)
+    same = maps()[0]
+    assert objective(batch_of((same, same))).metrics["accuracy"] == 1
+    terms.losses["contrast"].backward()
+    assert all(parameter.grad is not None for parameter in objective.projector.parameters())
+
+
+# Ranks ----------------------------------------------------------------------------------------------------------------
+
+
+def one_step(rank: int, world: int) -> dict[str, Tensor]:
+    """Loss and gradients of one rank's part of the batch; no batch norm, so that only the negatives can differ."""
+    objective = build(layers=1)
+    pair = [values.chunk(world)[rank].clone().requires_grad_() for values in maps(videos=8)]
+    loss = objective(batch_of(tuple(pair))).losses["contrast"]
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "left": pair[0].grad,
+        "right": pair[1].grad,
+        "weight": objective.projector[0].weight.grad,
+        "bias": objective.projector[0].bias.grad,
+    }
+
+
+def test_two_ranks_are_one(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    answers = [torch.load(tmp_path / f"answer.{rank}", weights_only=True) for rank in range(2)]
+    wanted = one_step(0, 1)
+    for name in ("loss", "weight", "bias"):  # training averages gradients over ranks
+        torch.testing.assert_close((answers[0][name] + answers[1][name]) / 2, wanted[name], rtol=1e-5, atol=1e-6)
+    for name in ("left", "right"):
+        torch.testing.assert_close(
+            torch.cat([answer[name] for answer in answers]) / 2, wanted[name], rtol=1e-5, atol=1e-6
+        )
+
+
+# What it asks for -----------------------------------------------------------------------------------------------------
+
+
+def test_it_reads_two_clips_of_any_geometry_with_jittered_colours():
+    request = build().requests()["pair"]
+    assert request.clips == 2 and request.appearance.colour == "jittered" and request.appearance.per is ANY
+    assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 1e9}, {"hidden": 0}, {"layers": 0}, {"tau": 1}]
+)
+def test_options_have_bounds(options):
+    with pytest.raises(ValidationError):
+        SimClr.Config(**options)
+
+
+def test_the_plugin_offers_it():
+    assert vssl_simclr.vssl_objective() is SimClr and "ICML 2020" in vssl_simclr.PAPER
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.save(one_step(rank, 2), folder / f"answer.{rank}")
+    dist.destroy_process_group()

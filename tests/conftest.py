@@ -1,0 +1,37 @@
+"""What all tests share: one thread a process, and the folder of real clips where there is one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported here or in any process that a test starts
+
+
+@pytest.fixture(autouse=True)
+def threads_stay_as_set() -> Iterator[None]:
+    """Run each test with the same number of torch threads: a run sets them from its config, for the whole process."""
+    _set_threads()
+    yield
+    _set_threads()
+
+
+def _set_threads() -> None:
+    if "torch" in sys.modules:  # a test that needs no torch does not pay for its import
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """The folder of real clips that VSSL_CLIPS names; tests that ask for it skip where there is none."""
+    name = os.environ.get("VSSL_CLIPS")
+    if not name:
+        pytest.skip("needs real clips: set VSSL_CLIPS to their folder")
+    folder = Path(name)
+    if not folder.is_dir():
+        pytest.fail(f"VSSL_CLIPS: there is no folder {name}; name one that exists or unset it")
+    return folder.resolve()

@@ -1,0 +1,132 @@
+"""The commands behind tools/ and the console command `vssl`. Exit codes: 0 done, 2 your mistake, 130/143 interrupted and saved, 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vssl_core.errors import UserError, VsslError
+
+OVERRIDES = "key=value"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; a test freezes its flags."""
+    top = argparse.ArgumentParser(prog="vssl", description="Self-supervised video representation learning from plugins.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a backbone on the weighted sum of the chosen plugins' losses")
+    train.add_argument("--plugins", help="comma-separated names, for example stor,pace,byol")
+    train.add_argument("--config", help="a YAML file, one for each experiment")
+    train.add_argument("--data", help="SOURCE[:ROOT] or a path")
+    train.add_argument("--run", help="the run's folder; starting it again resumes it")
+    train.add_argument("--dry-run", action="store_true", help="print what would be trained; writes nothing and needs no data")
+    train.add_argument("overrides", nargs="*", metavar=OVERRIDES)
+
+    evaluate = commands.add_parser("evaluate", help="downstream protocols on a trained backbone")
+    evaluate.add_argument("--run", required=True, help="the run's folder")
+    evaluate.add_argument("--evaluations", default="retrieval,linear", help="comma-separated names")
+    evaluate.add_argument("--baseline", choices=["random"], help="the same net without a step of training, beside it")
+    evaluate.add_argument("--data", help="SOURCE[:ROOT] or a path; the run's own where absent")
+    evaluate.add_argument("overrides", nargs="*", metavar=OVERRIDES)
+
+    data = commands.add_parser("data", help="look after data sets")
+    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    check = what.add_parser("check", help="decode every file, list those that cannot be read")
+    check.add_argument("place", help="a path (every file below it), or SOURCE:ROOT")
+    check.add_argument("--out", help="write the findings here, as JSON")
+    check.add_argument("--workers", type=int, default=2, help="processes")
+    check.add_argument("--seconds", type=float, default=60.0, help="time limit for a file")
+    listing = what.add_parser("list", help="what a source holds")
+    listing.add_argument("place", help="a path, or SOURCE:ROOT")
+    demo_data = what.add_parser("demo", help="generate the demo's videos")
+    demo_data.add_argument("folder", nargs="?", help="where; the cache folder if absent")
+    prepare = what.add_parser("prepare", help="write a copy that decodes fast: short side 128, a key frame every 12 frames")
+    prepare.add_argument("place", help="a path (every video below it), or SOURCE:ROOT")
+    prepare.add_argument("--out", required=True, help="the folder of the copy")
+    prepare.add_argument("--workers", type=int, default=2, help="processes")
+
+    plugins = commands.add_parser("plugins", help="what is installed: options, requests, papers")
+    plugins.add_argument("name", nargs="?", help="one plugin, in full")
+
+    commands.add_parser("doctor", help="what works on this machine, and what to do where it does not")
+
+    bench = commands.add_parser("bench", help="measured ratios of speed")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="rows to measure; all where absent")
+    bench.add_argument("--clips", help="a folder of real clips")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+
+    status = commands.add_parser("status", help="how far a run is")
+    status.add_argument("run", help="the run's folder")
+
+    demo = commands.add_parser("demo", help="generate, train, evaluate and print, in minutes")
+    demo.add_argument("--run", default="runs/demo", help="the run's folder")
+    demo.add_argument("overrides", nargs="*", metavar=OVERRIDES)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; everything that goes wrong on purpose is one sentence."""
+    options = _parse(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"vssl {options.command}: {error}", file=sys.stderr)
+        return 2
+    except VsslError as error:
+        print(f"vssl {options.command}: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        print(f"vssl {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        sys.stderr.close()
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options, rest = parser().parse_known_args(arguments)
+    if rest:  # overrides may stand between flags
+        flags = [word for word in rest if word.startswith("-") or "=" not in word]
+        if flags or not hasattr(options, "overrides"):
+            parser().error(f"unrecognised arguments: {' '.join(flags or rest)}")
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.command:
+        case "train":
+            from vssl_core.commands.train import train
+
+            return train(options.plugins, options.config, options.data, options.run, options.overrides, dry_run=options.dry_run)
+        case "evaluate":
+            from vssl_core.commands.evaluate import evaluate
+
+            return evaluate(options.run, options.evaluations, options.baseline, options.data, options.overrides)
+        case "data":
+            from vssl_core.commands import data
+
+            return data.run(options)
+        case "plugins":
+            from vssl_core.commands.plugins import show
+
+            return show(options.name)
+        case "doctor":
+            from vssl_core.doctor import main as doctor
+
+            return doctor()
+        case "bench":
+            from vssl_core.commands.bench import bench
+
+            return bench(options.names, options.clips, options.json)
+        case "status":
+            from vssl_core.commands.status import status
+
+            return status(options.run)
+        case "demo":
+            from vssl_core.commands.demo import demo
+
+            return demo(options.run, options.overrides)
+    raise AssertionError(options.command)

@@ -1,0 +1,165 @@
+"""`vssl train --dry-run`: the plan, the size and the cost of a run, counted by running one step on made-up videos."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from vssl_core.config import RunConfig
+from vssl_core.data import decode
+from vssl_core.data.batches import prepare
+from vssl_core.data.clips import Clips, Cutter, Visit, collate
+from vssl_core.data.demo import write_video
+from vssl_core.data.videos import Videos
+from vssl_core.nets.backbones import Backbone, fingerprint
+from vssl_core.requests import describe
+from vssl_core.run.build import Chosen, Parts, build_parts, normalisation_of
+from vssl_core.run.ensemble import StepInput
+from vssl_core.windows import Sample
+
+VIDEOS = 2  # made up: enough for batch statistics and negatives
+NOMINAL_LIST = 10_000  # videos that sizes are resolved for, since no list is read
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one step did."""
+
+    online: int
+    teacher: int
+    decodes: float  # per video
+    activations: int  # bytes kept for the backward pass, per video
+
+
+def show(chosen: Chosen) -> int:
+    """Print what would be trained; writes nothing and needs no data."""
+    console = Console()
+    parts = build_parts(chosen, NOMINAL_LIST)
+    count = count_step(chosen.config, parts)
+    console.print(_groups(parts))
+    for refusal in parts.plan.refusals:
+        console.print(f"{refusal.slot} stands apart from {refusal.group}: {refusal.field} is {refusal.given} there, {refusal.wants} here", highlight=False)
+    console.print(_cost(chosen.config, parts, count))
+    print(f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} teacher); decodes per video: {count.decodes:g}")
+    return 0
+
+
+def _groups(parts: Parts) -> Table:
+    table = Table("group", "read by", "clips", "frames", "size", "geometry", "appearance", title="clips that are shared")
+    for number, group in enumerate(parts.plan.groups):
+        request = group.request
+        readers = ", ".join(f"{slot} ({count})" for slot, count in group.members.items())
+        geometry = "; ".join(f"{field} {_short(describe(getattr(request, field)))}" for field in ("strides", "placement", "boxes", "flips", "turns"))
+        table.add_row(str(number), readers, str(request.least), f"{request.frames}+{request.tail}" if request.tail else str(request.frames),
+                      str(request.size), geometry, _short(describe(request.appearance)))
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(_short(inner) if isinstance(inner, dict) or key in ("choices", "probability") else f"{key}={_short(inner)}" if inner != {} else key
+                        for key, inner in value.items())
+    return str(value).replace(" ", "")
+
+
+def _cost(config: RunConfig, parts: Parts, count: Count) -> Table:
+    backbone = parts.ensemble.backbone
+    card = fingerprint(backbone, config.clip.frames, config.clip.size)
+    table = Table("what", "how much", title="cost")
+    table.add_row(f"backbone {config.backbone.name}", f"{card['parameters']:,} parameters, {card['flops'] / 1e9:.3g} GFLOPs (multiply-adds) per clip")
+    for name, objective in parts.ensemble.objectives.items():
+        trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+        held = sum(tensor.numel() for tensor in objective.state_dict().values()) - trained
+        table.add_row(f"objective {name}", f"{trained:,} parameters trained, {held:,} numbers held")
+    table.add_row("memory of one rank", _memory(config, parts, count))
+    return table
+
+
+def _memory(config: RunConfig, parts: Parts, count: Count) -> str:
+    trained = sum(parameter.numel() for parameter in parts.ensemble.parameters() if parameter.requires_grad)
+    whole = sum(tensor.numel() for tensor in parts.ensemble.state_dict().values())
+    moments = {"sgd": 1, "lars": 1, "adamw": 2}[config.optim.name]
+    videos = config.batch_size // config.optim.accumulate
+    state, activations = 4 * (whole + trained * (1 + moments)), count.activations * videos
+    return f"about {(state + activations) / 2**30:.2f} GiB: {state / 2**20:.0f} MiB of weights, gradients and moments, {activations / 2**20:.0f} MiB of activations for {videos} videos in float32"
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+
+def count_step(config: RunConfig, parts: Parts) -> Count:
+    """Run one step on made-up videos, and count."""
+    frames = 16 * config.clip.frames
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_made_up(Path(folder) / f"{number}.mp4", frames, number) for number in range(VIDEOS)]
+        videos = Videos.build(paths, None, (), folder)
+        dataset = Clips(videos, Cutter(parts.plan.groups, parts.recipes, config.data.decoder), config.seed)
+        with _counted_decodes() as decodes:
+            raw = collate([dataset[Visit(0, 0, number)] for number in range(VIDEOS)])
+    samples = [Sample(config.seed, 0, 0, number) for number in range(VIDEOS)]
+    clips = prepare(raw, parts.plan.groups, parts.recipes, normalisation_of(config))
+    weights = {name: config.weight(name, config.epochs) or 1.0 for name in parts.ensemble.objectives}
+    step = StepInput(clips, raw.index, samples, weights, config.seed, 0, 0, 0.0)
+    kept = Counter[str]()
+    with _counted_forwards(parts.ensemble) as forwards, torch.autograd.graph.saved_tensors_hooks(_weigh(kept, parts.ensemble), lambda tensor: tensor):
+        parts.ensemble.train()
+        parts.ensemble(step)
+    online = forwards[id(parts.ensemble.backbone)]
+    return Count(online, sum(forwards.values()) - online, decodes["reads"] / VIDEOS, kept["bytes"] // VIDEOS)
+
+
+def _made_up(path: Path, frames: int, seed: int) -> str:
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(0, 256, (96, 128, 4), dtype=np.uint8)
+    write_video(path, (np.roll(noise, frame, axis=1) for frame in range(frames)))
+    return str(path)
+
+
+@contextmanager
+def _counted_decodes() -> Iterator[Counter[str]]:
+    counted, read = Counter[str](), decode.read
+
+    def counting(*arguments: Any, **options: Any) -> decode.Frames:
+        counted["reads"] += 1
+        return read(*arguments, **options)
+
+    decode.read = counting
+    try:
+        yield counted
+    finally:
+        decode.read = read
+
+
+@contextmanager
+def _counted_forwards(ensemble: nn.Module) -> Iterator[Counter[int]]:
+    counted = Counter[int]()
+    handles = [module.register_forward_pre_hook(lambda module, _: counted.update([id(module)])) for module in ensemble.modules() if isinstance(module, Backbone)]
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weigh(kept: Counter[str], ensemble: nn.Module) -> Any:
+    parameters = {parameter.data_ptr() for parameter in ensemble.parameters()}
+    seen: set[int] = set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in parameters and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            kept["bytes"] += tensor.untyped_storage().nbytes()
+        return tensor
+
+    return pack

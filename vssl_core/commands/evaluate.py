@@ -1,0 +1,132 @@
+"""`vssl evaluate`: protocols on a trained backbone, and beside it on the same net without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vssl_core.commands.train import names, place
+from vssl_core.config import RunConfig, build, load_config, to_tree
+from vssl_core.data.sources import Splits
+from vssl_core.errors import CheckpointError, ConfigError, PluginError
+from vssl_core.nets.backbones import fingerprint
+from vssl_core.objective import Evaluation, Result
+from vssl_core.plugins import load
+from vssl_core.run.build import context_of, make_backbone, open_data
+from vssl_core.run.engine import choose_device, read_run
+from vssl_core.run.evaluation import Extraction, check_labels, digest, extract, shared_extractions
+from vssl_core.run.files import write_json
+from vssl_core.run.weights import WEIGHTS, read_weights
+
+
+def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None, overrides: Sequence[str]) -> int:
+    """Run the named protocols, write a JSON for each, and print the table."""
+    folder = Path(run)
+    config, options = _configure(folder, names(evaluations) or [], data, overrides)
+    manager, plugins = load([*(name for name in config.plugins if name not in options), *options])
+    torch.set_num_threads(config.device.threads)
+    device = choose_device(config)
+    trained = _trained(config, manager, folder)
+    splits = open_data(config, manager)
+    protocols = {name: _evaluation(name, plugins[name], raw, config, trained, splits) for name, raw in options.items()}
+    check_labels({name: protocol.needs() for name, protocol in protocols.items()}, splits)
+    nets: dict[str, nn.Module] = {"trained": trained}
+    if baseline:
+        nets[baseline] = make_backbone(config, manager)
+    results = _results(config, nets, splits, protocols, device)
+    for name in protocols:
+        _write(folder, name, config, splits, results[name], trained)
+    _print(results, folder)
+    return 0
+
+
+def _configure(folder: Path, chosen: Sequence[str], data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+    """The run's configuration with the command line's changes, and the options of each evaluation."""
+    if not chosen:
+        raise ConfigError("--evaluations: none is named; for example --evaluations retrieval,linear")
+    read_run(folder)
+    mine = [override for override in overrides if override.startswith(tuple(f"plugins.{name}." for name in chosen))]
+    config = load_config(str(folder / "config.yaml"), data=place(data) if data else None, overrides=[override for override in overrides if override not in mine])
+    options = load_config(plugins=chosen, overrides=mine).plugins
+    return config, options
+
+
+def _trained(config: RunConfig, manager: Any, folder: Path) -> nn.Module:
+    backbone = make_backbone(config, manager)
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise CheckpointError(f"{path}: there are no weights yet; a run writes them at the end of each epoch")
+    try:
+        backbone.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the backbone {config.backbone.name} ({' '.join(str(error).split())[:200]})") from error
+    return backbone
+
+
+def _evaluation(name: str, plugin: Any, raw: Mapping[str, Any], config: RunConfig, backbone: nn.Module, splits: Splits) -> Evaluation:
+    if plugin.evaluation is None:
+        raise PluginError(f"--evaluations: '{name}' is no evaluation; `vssl plugins` lists those that are")
+    options = build(plugin.evaluation.Config, raw, f"plugins.{name}")
+    return plugin.evaluation(options, context_of(config, name, backbone, len(splits.train)))
+
+
+def _results(config: RunConfig, nets: Mapping[str, nn.Module], splits: Splits, protocols: Mapping[str, Evaluation], device: torch.device) -> dict[str, dict[str, Result]]:
+    """{evaluation: {net: result}}; every net and extraction once."""
+    from rich.progress import Progress
+
+    extractions = shared_extractions(protocols, tuple(nets["trained"].stages))
+    results: dict[str, dict[str, Result]] = {name: {} for name in protocols}
+    with Progress(transient=True) as bar:
+        for net, backbone in nets.items():
+            for extraction, members in extractions.items():
+                task = bar.add_task(f"features, {net}", total=_videos(splits, extraction))
+                features = extract(config, backbone.to(device), splits, extraction, device, lambda count, task=task: bar.advance(task, count))
+                for name in members:
+                    results[name][net] = protocols[name].run(features)
+    return results
+
+
+def _videos(splits: Splits, extraction: Extraction) -> int:
+    return sum(len(getattr(splits, split)) for split in extraction.splits)
+
+
+def _write(folder: Path, name: str, config: RunConfig, splits: Splits, results: Mapping[str, Result], backbone: nn.Module) -> None:
+    clip = config.clip
+    result = results["trained"]
+    protocol = {**result.protocol, "frames": clip.frames, "size": clip.size, "stride": clip.stride, "normalisation": clip.normalisation, "data": splits.name}
+    value = {
+        "evaluation": name,
+        "metrics": dict(result.metrics),
+        "baselines": {net: {"metrics": dict(other.metrics)} for net, other in results.items() if net != "trained"},
+        "protocol": protocol,
+        "fingerprint": fingerprint(backbone, clip.frames, clip.size),
+        "hashes": {
+            "protocol": digest(protocol), "split": digest([splits.train.digest(), splits.test.digest() if splits.test else None]),
+            "weights": sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16], "config": digest(to_tree(config)),
+        },
+        "seed": config.seed,
+        "tables": dict(result.tables),
+    }
+    write_json(folder / "evaluations" / f"{name}.json", value)
+    for figure, drawing in result.figures.items():
+        drawing.savefig(folder / "evaluations" / f"{name}_{figure}.png")
+
+
+def _print(results: Mapping[str, Mapping[str, Result]], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    nets = list(next(iter(results.values())))
+    table = Table("evaluation", "metric", *nets, title="percent")
+    for name, found in results.items():
+        for metric in found["trained"].metrics:
+            if metric.count("/") == 0:
+                table.add_row(name, metric, *(f"{found[net].metrics[metric]:.1f}" for net in nets))
+    console = Console()
+    console.print(table)
+    console.print(f"all metrics, stages and hashes: {folder / 'evaluations'}", highlight=False)

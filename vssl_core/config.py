@@ -1,0 +1,367 @@
+"""The typed configuration: one file per experiment, `key=value` overrides, and every unknown or unused key an error.
+
+Everything below `plugins.<name>` belongs to the plugin; everything else to the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vssl_core.errors import ConfigError, did_you_mean
+from vssl_core.requests import (
+    Appearance, Boxes, Flips, Independent, Request, Strides, Turns,
+)
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen and strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneSection(Section):
+    name: str = Field("tiny", description="which backbone is trained (`vssl plugins` lists those of plugins, docs/backbones.md ours)")
+
+
+class DataSection(Section):
+    source: str = Field("demo", description="where the list of videos comes from: folder, csv, list, ucf101, hmdb51, kinetics, demo, or a plugin's")
+    root: str | None = Field(None, description="the folder or list file of the source; null for the demo's own folder")
+    split: int = Field(1, ge=1, le=3, description="official split of UCF101 and HMDB51")
+    test_fraction: float = Field(0.25, gt=0, lt=1, description="share of a folder without its own test part that is kept for testing")
+    group: str | None = Field(None, description="regular expression on the file name; no group is on both sides of a split")
+    workers: int = Field(2, ge=0, description="loader processes of each rank; 0 loads in the training process")
+    decoder: Literal["pyav", "torchcodec"] = Field("pyav", description="what decodes; both return the frames of a sequential decode")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the run stops when more of its videos than this cannot be read")
+
+
+class ClipSection(Section):
+    frames: int = Field(8, ge=1, description="frames of a clip")
+    size: int = Field(48, ge=8, description="side of the square clip, in pixels")
+    stride: int = Field(1, ge=1, description="frames of the video from one sampled frame to the next")
+    area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame that the random crop shows")
+    aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of the random crop")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
+    short: Literal["fit", "loop", "clamp"] = Field("fit", description="videos too short for the stride: draw only what fits, start again, or repeat the last frame")
+    normalisation: Literal["imagenet", "minus1_1", "raw255"] = Field("imagenet", description="what pixel values are scaled to before the net")
+
+    @field_validator("area", "aspect")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be (low, high) with 0 < low <= high")
+        return value
+
+    @field_validator("area")
+    @classmethod
+    def _share(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError("is a share of the frame, at most 1")
+        return value
+
+
+class AppearanceSection(Section):
+    """Colour, blur and noise of the run's clips; a number that is null is the preset's."""
+
+    preset: Literal["none", "default", "simclr", "cstp", "pace", "mlrep", "saccades"] = Field("default", description="a named set of strengths")
+    per: Literal["clip", "frame"] = Field("clip", description="one draw for each clip, or for each frame")
+    brightness: float | None = Field(None, ge=0, le=1, description="largest change of brightness")
+    contrast: float | None = Field(None, ge=0, le=1, description="largest change of contrast")
+    saturation: float | None = Field(None, ge=0, le=1, description="largest change of saturation")
+    hue: float | None = Field(None, ge=0, le=0.5, description="largest change of hue, in turns of the colour circle")
+    jitter_probability: float | None = Field(None, ge=0, le=1, description="probability of a change of colour")
+    gray_probability: float | None = Field(None, ge=0, le=1, description="probability of a colourless clip or frame")
+    gray: Literal["luma", "channel"] | None = Field(None, description="colourless by luma, or by copying one random channel")
+    blur_probability: float | None = Field(None, ge=0, le=1, description="probability of a Gaussian blur")
+    blur_sigma: tuple[float, float] | None = Field(None, description="smallest and largest sigma of the blur, in pixels of the clip")
+    angle_degrees: float | None = Field(None, ge=0, le=45, description="largest small rotation, in degrees")
+    gate_probability: float | None = Field(None, ge=0, le=1, description="probability that a clip gets any of these at all")
+    exact_hue: bool = Field(False, description="turn the hue in HSV, slower, instead of in YIQ")
+
+
+class Schedule(Section):
+    """A weight that comes into force at `start_epoch` and grows evenly to `value` over `ramp_epochs`."""
+
+    value: float = Field(1.0, ge=0, description="the weight once in force")
+    start_epoch: int = Field(0, ge=0, description="the first epoch (from 0) in which it is in force")
+    ramp_epochs: float = Field(0.0, ge=0, description="epochs from 0 to the value")
+
+    def at(self, epoch: float) -> float:
+        """The weight at a moment, in epochs since the start."""
+        if epoch < self.start_epoch:
+            return 0.0
+        if self.ramp_epochs == 0:
+            return self.value
+        return self.value * min((epoch - self.start_epoch) / self.ramp_epochs, 1.0)
+
+
+class ViewsSection(Section):
+    join: bool = Field(True, description="let plugins share clips where their requests allow")
+    groups: tuple[tuple[str, ...], ...] = Field((), description="names that must share one group of clips")
+    own: tuple[str, ...] = Field((), description="names that share with nobody")
+
+
+class CombineSection(Section):
+    name: str | None = Field(None, description="the plugin that turns named losses into gradients; null is the weighted sum")
+
+
+class OptimSection(Section):
+    name: Literal["sgd", "adamw", "lars"] = Field("sgd", description="the optimizer")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of adamw's moments")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay; normalisation and biases are decayed too unless `decay_norms` is false")
+    decay_norms: bool = Field(True, description="decay the parameters of normalisation layers and biases")
+    schedule: Literal["cosine", "constant", "steps"] = Field("cosine", description="the learning rate over the run")
+    final_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    milestones: tuple[float, ...] = Field((), description="epochs at which `steps` multiplies the learning rate by gamma")
+    gamma: float = Field(0.1, gt=0, le=1, description="the factor of `steps`")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from `warmup_lr`")
+    warmup_lr: float = Field(0.0, ge=0, description="where the warm-up begins")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(1, ge=1, description="microbatches in a step; in-batch negatives and batch statistics see one microbatch")
+
+    @model_validator(mode="after")
+    def _used(self) -> OptimSection:
+        unused = {"adamw": ("momentum",), "sgd": ("betas",), "lars": ("betas",)}[self.name]
+        unused += {"cosine": ("milestones", "gamma"), "constant": ("milestones", "gamma", "final_lr"), "steps": ("final_lr",)}[self.schedule]
+        for key in unused:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with name: {self.name} and schedule: {self.schedule}; remove it")
+        return self
+
+
+class DeviceSection(Section):
+    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the net runs; auto takes a GPU where there is one")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast; float16 scales the loss")
+    threads: int = Field(1, ge=1, description="CPU threads of the training process; part of what makes runs repeat bit for bit")
+    sync_batch_norm: bool = Field(False, description="batch statistics over all ranks")
+    channels_last: bool = Field(False, description="memory layout channels_last_3d")
+    compile: bool = Field(False, description="torch.compile the backbone")
+
+
+class CheckpointSection(Section):
+    every_steps: int = Field(50, ge=1, description="save the last checkpoint this often")
+    every_minutes: float = Field(10.0, gt=0, description="... and this often")
+    keep_every_epochs: int = Field(0, ge=0, description="keep checkpoints/epoch_NNNN.pt this often; 0 keeps only the last epoch's")
+
+
+class LogSection(Section):
+    every_steps: int = Field(1, ge=1, description="write a line of metrics.jsonl this often")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+
+
+class RunConfig(Section):
+    """The whole configuration of a run."""
+
+    backbone: BackboneSection = BackboneSection()
+    data: DataSection = DataSection()
+    clip: ClipSection = ClipSection()
+    appearance: AppearanceSection = AppearanceSection()
+    plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the chosen plugins, in order, and their options")
+    weights: dict[str, float | Schedule] = Field(default_factory=dict, description="mixing weight of each objective: a number or {value, start_epoch, ramp_epochs}; 1 where absent")
+    combine: CombineSection = CombineSection()
+    views: ViewsSection = ViewsSection()
+    optim: OptimSection = OptimSection()
+    epochs: int = Field(20, ge=1, description="passes over the list")
+    batch_size: int = Field(24, ge=1, description="videos in one step, over all ranks and microbatches")
+    seed: int = Field(0, ge=0, lt=2**31, description="what all random numbers are drawn from")
+    init: str | None = Field(None, description="a run folder or weights file to start a new run from, by name")
+    device: DeviceSection = DeviceSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _names_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            if len(set(map(str, value))) < len(value):
+                raise ValueError("names a plugin twice")
+            return {str(name): {} for name in value}
+        return {name: options or {} for name, options in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, value: dict[str, float | Schedule]) -> dict[str, float | Schedule]:
+        for name, weight in value.items():
+            if isinstance(weight, float | int) and weight < 0:
+                raise ValueError(f"{name} must not be negative")
+        return value
+
+    def weight(self, name: str, epoch: float) -> float:
+        """The mixing weight of an objective at a moment, in epochs since the start."""
+        weight = self.weights.get(name, 1.0)
+        return weight.at(epoch) if isinstance(weight, Schedule) else float(weight)
+
+    def clip_request(self) -> Request:
+        """The run's own clip as a request with a value in every field: what PLAIN means."""
+        clip = self.clip
+        return Request(
+            clips=1, frames=clip.frames, size=clip.size, strides=Strides((clip.stride,), shared=False, short=clip.short),
+            placement=Independent(), boxes=Boxes(Independent(), clip.area, clip.aspect), flips=Flips(clip.flip), turns=Turns((0,)),
+            appearance=Appearance("kept" if self.appearance.preset == "none" else "jittered", self.appearance.per),
+        )
+
+
+# Loading --------------------------------------------------------------------------------------------------------------
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: str | None = None, *, plugins: Sequence[str] | None = None, data: tuple[str, str | None] | None = None,
+                overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration from a file, the command line's choice of plugins and data, and `key=value` overrides, in this order.
+
+    `plugins` replaces the set of the file: options of those chosen stay, others' are dropped. Raises `ConfigError`.
+    """
+    tree = read_yaml(path) if path else {}
+    if plugins is not None:
+        tree["plugins"] = _choose(tree, plugins)
+    if data is not None:
+        tree["data"] = {**(tree.get("data") or {}), "source": data[0], "root": data[1]}
+    for override in overrides:
+        _override(tree, override)
+    return build(RunConfig, tree, path or "config")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file as a mapping; `ConfigError` where it is missing or not one."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold keys and values, got a {type(tree).__name__}")
+    return tree
+
+
+def _choose(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ConfigError(f"--plugins: '{name}' is named twice; name it once")
+    known = tree.get("plugins") or {}
+    return {name: (known.get(name) or {}) if isinstance(known, dict) else {} for name in names}
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"'{override}': an override is key=value, for example optim.lr=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{override}': the value is not YAML ({' '.join(str(error).split())})") from error
+    chosen = tree.get("plugins") or {}
+    if parts[0] == "plugins" and len(parts) > 1 and parts[1] not in chosen:
+        raise ConfigError(f"'{override}': plugin '{parts[1]}' is not chosen{did_you_mean(parts[1], chosen)}; add it to --plugins")
+    if parts[0] == "plugins" and isinstance(chosen, list):
+        tree["plugins"] = {name: {} for name in chosen}
+    for part in parts[:-1]:
+        inner = tree.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            inner = {"value": inner} if parts[0] == "weights" else _refuse_path(override, part)
+        tree[part] = dict(inner or {})
+        tree = tree[part]
+    tree[parts[-1]] = value
+
+
+def _refuse_path(override: str, part: str) -> dict[str, Any]:
+    raise ConfigError(f"'{override}': '{part}' holds a value, not further keys")
+
+
+def build(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
+    """A checked model from plain values; the first thing that is wrong becomes one sentence."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_sentence(model, error, where)) from None
+
+
+def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if part not in ("float", "Schedule", "int")]
+    key = ".".join(location)
+    at = f"{where}: {key}" if key else where
+    if first["type"] == "extra_forbidden":
+        return f"{at}: there is no such key{_suggest(model, location)}; remove or correct it"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "missing" or (first["type"] == "value_error" and isinstance(first["input"], dict)) else f", got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{at}: {message[:1].lower() + message[1:]}{given}{more}"
+
+
+def _suggest(model: type[BaseModel], location: Sequence[str]) -> str:
+    fields: Any = model
+    for part in location[:-1]:
+        field = getattr(fields, "model_fields", {}).get(part)
+        fields = next((kind for kind in _models(field.annotation)), None) if field else None
+        if fields is None:
+            return ""
+    names = list(fields.model_fields)
+    return did_you_mean(location[-1], names) or f"; there are {', '.join(names) if names else 'no options'}"
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)
+
+
+def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
+    """A weight for something that is not trained is an error."""
+    for name in config.weights:
+        if name not in objectives:
+            raise ConfigError(f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove the weight or choose the plugin")
+
+
+# Writing and comparing ------------------------------------------------------------------------------------------------
+
+
+def to_tree(model: BaseModel) -> dict[str, Any]:
+    """A model as plain values, defaults included."""
+    return model.model_dump(mode="json")
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Plain values as YAML, short lists on one line, keys in their order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a.b': value} of nested mappings; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Only these may differ when a run is started again in its folder: none of them can change weights.
+FREE_KEYS = ("checkpoint", "log", "launch", "data.workers", "data.root", "data.decoder", "data.max_bad_fraction")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys that two configurations of one run may not differ in, each as 'key: before -> after'."""
+    old, new = flatten(before), flatten(after)
+    lines = []
+    for key in sorted({**old, **new}):
+        free = any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+        if not free and old.get(key, "absent") != new.get(key, "absent"):
+            lines.append(f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
+    if list(before.get("plugins", {})) != list(after.get("plugins", {})) and not lines:
+        lines.append(f"plugins: {list(before['plugins'])} -> {list(after['plugins'])}")
+    return lines

@@ -1,0 +1,223 @@
+"""Loader workers: windows -> one decode -> uint8 clips -> batches. Everything here is NumPy; tensors begin with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vssl_core.data import decode
+from vssl_core.data.appearance import Recipe
+from vssl_core.data.appearance import draw as draw_appearance
+from vssl_core.data.videos import Videos
+from vssl_core.errors import DataError, VideoError
+from vssl_core.requests import Group
+from vssl_core.views import window_arrays
+from vssl_core.windows import Sample, Window, draw_windows
+
+REPLACEMENTS = 50  # other videos that are tried for one that cannot be read
+
+scan = lru_cache(maxsize=65536)(decode.scan)  # of each process; a scan reads packets, never pixels
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """From one video to the clips of every group: one decode for all of them. Picklable, shared by all workers."""
+
+    groups: tuple[Group, ...]
+    recipes: tuple[Recipe, ...]  # the appearance of each group
+    decoder: str = "pyav"
+
+    def cut(self, path: str, sample: Sample) -> list[dict[str, Any]]:
+        """The clips of each group, with their windows, appearance and measures; `VideoError` where the video cannot be read."""
+        facts = scan(path)
+        size = (facts.height, facts.width)
+        windows = [draw_windows(group.request, sample, group.stream, facts.frames, size) for group in self.groups]
+        try:
+            frames = decode.read(path, _union(windows), facts, self.decoder)
+        except decode.EndedEarly as early:  # fewer frames than packets: draw again, for the frames that exist
+            for number, group in enumerate(self.groups):
+                if any(window.indices.max() >= early.frames for window in windows[number]):
+                    windows[number] = draw_windows(group.request, sample, group.stream, early.frames, size)
+            frames = decode.read(path, _union(windows), facts, self.decoder)
+        return [self._group(number, frames, drawn, sample) for number, drawn in enumerate(windows)]
+
+    def _group(self, number: int, frames: decode.Frames, windows: Sequence[Window], sample: Sample) -> dict[str, Any]:
+        request, stream = self.groups[number].request, f"{self.groups[number].stream}/appearance"
+        looks, clips, measured = [], [], []
+        for window in windows:
+            clip = _orient(frames.resized(window.indices, window.box, request.size), window)  # (T + tail, S, S, 3) uint8
+            clips.append(clip)
+            looks.append(draw_appearance(self.recipes[number], sample.generator(stream, window.clip), request.frames + request.tail))
+            if request.measures:
+                crop = _orient(frames.rgb(window.indices, window.box), window)
+                measured.append({measure.name: np.asarray(measure.function(crop, clip, window)) for measure in request.measures})
+        return {
+            "clips": np.stack(clips), "windows": _stack([window_arrays(window) for window in windows]), "looks": _stack(looks),
+            "measures": _stack(measured) if measured else {},
+        }
+
+
+def _union(windows: Sequence[Sequence[Window]]) -> np.ndarray:
+    return np.unique(np.concatenate([window.indices for group in windows for window in group]))
+
+
+def _orient(clip: np.ndarray, window: Window) -> np.ndarray:
+    """Flip, then turn last: a flip after a turn would make 90 and 270 degrees alike."""
+    if window.flip:
+        clip = clip[:, :, ::-1]
+    return np.ascontiguousarray(np.rot90(clip, window.turns, axes=(1, 2)))
+
+
+def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+
+
+# Samples and batches --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One place in an epoch's order: which video, and how often it came before in this epoch."""
+
+    epoch: int
+    visit: int
+    video: int
+
+
+@dataclass
+class RawBatch:
+    """A batch as it leaves the loader: uint8 clips, and all that was drawn for them."""
+
+    index: Tensor  # (B,) int64: the videos that were really read
+    visits: list[Visit]  # for each row, with the video that was really read
+    groups: list[dict[str, Any]]  # clips (B,n,T+tail,S,S,3) uint8; windows, looks, measures: {name: (B,n,...)}
+    ledger: list[dict[str, Any]] = field(default_factory=list)  # videos that could not be read
+    failure: str | None = None
+
+    def slice(self, start: int, stop: int) -> RawBatch:
+        """The rows from `start` to `stop`."""
+        return RawBatch(self.index[start:stop], self.visits[start:stop], [_slice(group, start, stop) for group in self.groups])
+
+    def to(self, device: torch.device) -> RawBatch:
+        return RawBatch(self.index.to(device), self.visits, [_move(group, device) for group in self.groups], self.ledger, self.failure)
+
+
+def _slice(tree: Any, start: int, stop: int) -> Any:
+    return {key: _slice(value, start, stop) for key, value in tree.items()} if isinstance(tree, dict) else tree[start:stop]
+
+
+def _move(tree: Any, device: torch.device) -> Any:
+    return {key: _move(value, device) for key, value in tree.items()} if isinstance(tree, dict) else tree.to(device, non_blocking=True)
+
+
+class Clips(Dataset):
+    """Samples by visit; a video that cannot be read is replaced by another one, drawn from the same visit."""
+
+    def __init__(self, videos: Videos, cutter: Cutter, seed: int, *, replace: bool = True) -> None:
+        self.videos, self.cutter, self.seed, self.replace = videos, cutter, seed, replace
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, visit: Visit) -> dict[str, Any]:
+        ledger: list[dict[str, Any]] = []
+        for video in self._candidates(visit):
+            path = self.videos.path(video)
+            try:
+                groups = self.cutter.cut(path, Sample(self.seed, visit.epoch, visit.visit, video))
+            except VideoError as error:
+                ledger.append({"path": path, "reason": error.reason, "video": video, "epoch": visit.epoch, "replacement": None})
+                continue
+            for line in ledger:
+                line["replacement"] = path
+            return {"visit": Visit(visit.epoch, visit.visit, video), "groups": groups, "ledger": ledger}
+        return {"visit": visit, "groups": None, "ledger": ledger}
+
+    def _candidates(self, visit: Visit) -> Iterator[int]:
+        yield visit.video
+        if self.replace:
+            generator = Sample(self.seed, visit.epoch, visit.visit, visit.video).generator("replacement")
+            for _ in range(REPLACEMENTS):
+                yield int(generator.integers(len(self.videos)))
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> RawBatch:
+    """Samples as one batch; rows that could not be read at all are left out and stand in the ledger."""
+    ledger = [line for sample in samples for line in sample["ledger"]]
+    read = [sample for sample in samples if sample["groups"] is not None]
+    visits = [sample["visit"] for sample in read]
+    groups = [_tensors([sample["groups"][number] for sample in read]) for number in range(len(read[0]["groups"]))] if read else []
+    failure = None
+    if len(read) < len(samples):
+        failure = f"{ledger[0]['path']}: {ledger[0]['reason']}" if ledger else "no video could be read"
+    return RawBatch(torch.tensor([visit.video for visit in visits]), visits, groups, ledger, failure)
+
+
+def _tensors(rows: Sequence[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {key: _tensors([row[key] for row in rows]) for key in rows[0]}
+    return torch.from_numpy(np.stack(rows))
+
+
+class ClipLoader:
+    """Batches of given visits, in order, made by `workers` processes that live as long as the loader (0: by this process)."""
+
+    def __init__(self, dataset: Clips, workers: int, pin: bool = False) -> None:
+        self._batches: list[Sequence[Visit]] = []
+        self._loader = DataLoader(
+            dataset, batch_sampler=_Given(self), num_workers=workers, collate_fn=collate, pin_memory=pin,
+            prefetch_factor=2 if workers else None, persistent_workers=workers > 0, worker_init_fn=_start_worker if workers else None,
+            generator=torch.Generator().manual_seed(0),  # its own, so that starting workers draws no global number
+        )
+
+    def load(self, batches: Sequence[Sequence[Visit]]) -> Iterator[RawBatch]:
+        """One pass over the batches. Raises `DataError` where a video and all its replacements cannot be read."""
+        self._batches = list(batches)
+        for batch in self._loader:
+            if batch.failure and self._loader.dataset.replace:
+                raise DataError(f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run `vssl data check` on the source")
+            yield batch
+
+    @property
+    def given(self) -> list[Sequence[Visit]]:
+        """The batches of the pass that is under way."""
+        return self._batches
+
+
+class _Given:
+    """The sampler of a loader: the batches it was given."""
+
+    def __init__(self, owner: ClipLoader) -> None:
+        self.owner = owner
+
+    def __iter__(self) -> Iterator[Sequence[Visit]]:
+        return iter(self.owner.given)
+
+    def __len__(self) -> int:
+        return len(self.owner.given)
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each, and leave interrupts to the training process."""
+    import signal
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def visits_of(order: Sequence[int], epoch: int) -> list[Visit]:
+    """The epoch's order with visits counted."""
+    counts: dict[int, int] = {}
+    visits = []
+    for video in map(int, order):
+        visits.append(Visit(epoch, counts.get(video, 0), video))
+        counts[video] = counts.get(video, 0) + 1
+    return visits

@@ -1,0 +1,352 @@
+"""Frames of a video by index: exactly those of a sequential decode, with as little decoded as can be proved safe."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from vssl_core.data import packets
+from vssl_core.data.frames import Frames
+from vssl_core.errors import ConfigError, VideoError
+
+__all__ = ["BACKENDS", "EndedEarly", "Frames", "Scan", "read", "scan"]
+
+BACKENDS = ("pyav", "torchcodec")
+
+# Containers that keep an index of their own, and presentation times that were written, not guessed.
+_TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_SKIPPABLE = {"h264", "mpeg4"}  # where a picture that is no reference can be left out without changing any other
+_WORTH_A_SEEK = 3  # frames: jumping over fewer costs more than decoding them
+
+
+class EndedEarly(VideoError):
+    """Decoding stopped before a frame that was asked for: only the first `frames` frames (at least one) exist."""
+
+    def __init__(self, path: str, reason: str, frames: int) -> None:
+        super().__init__(path, reason)
+        self.args = (path, reason, frames)  # so that the error survives pickling
+        self.frames = frames
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over the packets of a file says, with no more than its first two frames decoded."""
+
+    frames: int  # by packets that are to be shown: the true count of a sound file
+    height: int  # of the first frame as shown
+    width: int
+    rotation: int  # 0, 90, 180 or 270 degrees counter-clockwise, to be applied for display
+    stream: int = -1  # position in the container; -1: choose again
+    # The time of frame i where times prove which frame is which, else None: count from the start. Seldom irregular.
+    times: range | NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    # Frames that decoding may begin at, ascending; None: only at the first.
+    keys: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
+    skips: bool = field(default=False, compare=False, repr=False)  # pictures that are no reference may be left out
+
+
+def scan(path: str) -> Scan:
+    """Count the frames of a video without decoding it; raises VideoError with the true reason."""
+    number = 0
+    while True:
+        with _open(path) as container:
+            candidates = _video_streams(path, container)
+            if number == len(candidates):
+                raise VideoError(path, "has a header but not a single video frame behind it")
+            found = _Survey(path, container, candidates[number]).scan()
+        if found is not None:
+            return found
+        number += 1  # an empty stream: look at the next
+
+
+def read(path: str, indices: Sequence[int], scan: Scan | None = None, backend: str = "pyav") -> Frames:
+    """Decode the frames at `indices` (any order, repeats allowed); raises VideoError, or EndedEarly if fewer exist.
+
+    Frame i is the i-th that a sequential decode gives. Damage in a stretch that nobody asked for may go unnoticed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"data.backend: must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    facts = scan if scan is not None else _scan(path)
+    wanted = sorted({int(i) for i in indices})
+    if not wanted or wanted[0] < 0:
+        raise ValueError(f"{path}: asks for frames by indices from 0 upwards, got {list(indices)}")
+    frames = None
+    if facts.times is not None and wanted[-1] < len(facts.times):
+        frames = _read_by_time(path, wanted, facts)
+    if frames is None:
+        frames = _read_by_count(path, wanted, facts)
+    return Frames(frames, facts.height, facts.width, facts.rotation)
+
+
+_scan = scan  # `read` has an argument of that name
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def _open(path: str) -> InputContainer:
+    av.logging.set_libav_level(av.logging.PANIC)
+    _require_file(path)
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace")
+    except Exception as error:
+        raise VideoError(path, _why_not_opened(error)) from error
+
+
+def _require_file(path: str) -> None:
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise VideoError(path, f"cannot be opened: {(error.strerror or str(error)).lower()}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise VideoError(path, "is not a regular file")  # a pipe would be waited for without end
+    if facts.st_size == 0:
+        raise VideoError(path, "the file is empty")
+
+
+def _why_not_opened(error: Exception) -> str:
+    if isinstance(error, av.error.EOFError):
+        return "the file ends inside its header"
+    if isinstance(error, av.error.InvalidDataError):
+        return "is not a video that FFmpeg knows, or its header is damaged"
+    return f"cannot be opened: {_text(error)}"
+
+
+def _text(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
+def _video_streams(path: str, container: InputContainer) -> list[int]:
+    """The positions of the video streams that can be decoded, default ones first; never a cover picture."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    moving = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not moving:
+        raise VideoError(path, _why_no_video(container))
+    usable = [stream for stream in moving if stream.codec_context is not None]
+    if not usable:
+        raise VideoError(path, "its video codec is not supported by this FFmpeg")
+    usable.sort(key=lambda stream: not stream.disposition & Disposition.default)
+    return [stream.index for stream in usable]
+
+
+def _why_no_video(container: InputContainer) -> str:
+    if container.streams.video:
+        return "has a cover picture but no moving picture"
+    kinds = sorted({stream.type for stream in container.streams})
+    return f"has no video stream, only {' and '.join(kinds)}" if kinds else "has no stream at all behind its header"
+
+
+def _stream(container: InputContainer, number: int) -> VideoStream:
+    stream: Any = container.streams[number]
+    stream.thread_type = "NONE"  # AUTO and FRAME can hang for ever when a context is freed after a decode error
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+# --- scanning ---------------------------------------------------------------------------------------------------------
+
+
+class _Survey:
+    """One pass over the packets of one stream."""
+
+    def __init__(self, path: str, container: InputContainer, number: int) -> None:
+        self.path = path
+        self.container = container
+        self.stream = _stream(container, number)
+        context = self.stream.codec_context
+        self.codec = context.codec.canonical_name
+        self.extradata = context.extradata
+        self.timed = container.format.name in _TIMED_CONTAINERS
+        # AVI has no presentation times: there only a stream without B-frames, one picture a packet, is in known order.
+        self.in_order = container.format.name == "avi" and self.codec in {"mpeg4", "mjpeg"}
+        self.trusted = self.timed or self.in_order
+        self.times: list[int | None] = []
+        self.key_times: list[int | None] = []
+        self.first: list[VideoFrame] = []
+        self.ended = False  # no more frames can be, or need be, decoded
+        self.encrypted = False
+        self.trouble = ""
+
+    def scan(self) -> Scan | None:
+        """What was found; None where the stream holds no packet at all."""
+        try:
+            for packet in self.container.demux(self.stream):
+                self._decode(packet)
+                if packet.size and not packet.is_discard:
+                    self._count(packet)
+        except Exception as error:  # a file that is cut off still has the packets before the cut
+            self.trouble = self.trouble or _text(error)
+        if self.encrypted and not self.first:
+            raise VideoError(self.path, "is encrypted")
+        if not self.times:
+            return None
+        if not self.first:
+            raise VideoError(self.path, _no_frame(self.trouble))
+        return self._facts()
+
+    def _decode(self, packet: av.Packet) -> None:
+        if self.ended:
+            return
+        try:
+            self.first += packet.decode()
+        except Exception as error:
+            self.trouble, self.ended = _text(error), True
+        self.ended = self.ended or len(self.first) >= 2
+
+    def _count(self, packet: av.Packet) -> None:
+        self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
+        if packets.may_be_hidden(self.codec):
+            data = bytes(packet)
+            if not packets.shows_frame(self.codec, data):
+                return
+            if self.codec == "mpeg4" and self.trusted:
+                self.trusted = packets.plain_picture(data, b_frames_allowed=self.timed)
+        self.times.append(packet.pts)
+        if packet.is_keyframe and self.trusted and packets.safe_entry(self.codec, self.extradata, bytes(packet)):
+            self.key_times.append(packet.pts)
+
+    def _facts(self) -> Scan:
+        first = self.first[0]
+        rotation = round(first.rotation / 90) % 4 * 90
+        height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
+        times = _table(self.times, self.first) if self.trusted else None
+        keys = None
+        if times is not None:
+            keys = np.array([k for k in (_index(times, t) for t in sorted(self.key_times)) if k], np.int32)
+        skips = times is not None and self.codec in _SKIPPABLE
+        return Scan(len(self.times), height, width, rotation, self.stream.index, times, keys, skips)
+
+
+def _no_frame(trouble: str) -> str:
+    return f"not a single frame can be decoded{f' ({trouble})' if trouble else ''}"
+
+
+def _table(times: list[int | None], first: list[VideoFrame]) -> range | NDArray[np.int64] | None:
+    """The times of the frames as presented, where all are there, all differ, and the first frames decoded bear them."""
+    if any(t is None for t in times):
+        return None
+    table = np.sort(np.array(times, np.int64))
+    steps = np.diff(table)
+    if (steps <= 0).any() or [frame.pts for frame in first[:2]] != table[: len(first[:2])].tolist():
+        return None
+    if (steps == steps[:1]).all():
+        step = int(steps[0]) if len(steps) else 1
+        return range(int(table[0]), int(table[0]) + len(table) * step, step)
+    return table
+
+
+def _index(times: range | NDArray[np.int64], time: int | None) -> int | None:
+    """Which frame has this time; None where no frame has it."""
+    if time is None:
+        return None
+    if isinstance(times, range):
+        return times.index(time) if time in times else None
+    found = int(np.searchsorted(times, time))
+    return found if found < len(times) and times[found] == time else None
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _read_by_count(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoFrame]:
+    """Decode from the start and count; right for every file that can be decoded at all."""
+    kept: dict[int, VideoFrame] = {}
+    count, last, missing = 0, wanted[-1], set(wanted)
+    trouble = "the file ends there"
+    with _open(path) as container:
+        frames = _in_sequence(container, facts.stream if facts.stream >= 0 else _video_streams(path, container)[0])
+        try:
+            for frame in frames:
+                if count in missing:
+                    kept[count] = frame
+                count += 1
+                if count > last:
+                    return kept
+        except Exception as error:
+            trouble = _text(error)
+    if count == 0:
+        raise VideoError(path, _no_frame(trouble))
+    raise EndedEarly(path, f"frame {last} was asked for but only {count} can be decoded ({trouble})", count)
+
+
+def _in_sequence(container: InputContainer, number: int) -> Iterator[VideoFrame]:
+    for packet in container.demux(_stream(container, number)):
+        yield from packet.decode()
+
+
+def _read_by_time(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoFrame] | None:
+    """Decode only the stretches that hold wanted frames, telling frames by their times; None on any surprise."""
+    kept: dict[int, VideoFrame] = {}
+    with _open(path) as container:
+        stream = _stream(container, facts.stream)
+        try:
+            for entry, stretch in _stretches(wanted, facts):
+                kept.update(_read_stretch(container, stream, facts, entry, stretch))
+        except Exception:
+            return None  # counting from the start finds out what is wrong
+    return kept if len(kept) == len(wanted) else None
+
+
+def _stretches(wanted: list[int], facts: Scan) -> Iterator[tuple[int, list[int]]]:
+    """Runs of wanted frames, each with the frame that its decoding begins at (0: the start of the file)."""
+    keys = facts.keys if facts.keys is not None else np.empty(0, np.int32)
+    entry, stretch = 0, []
+    for index, place in zip(wanted, np.searchsorted(keys, wanted, side="right"), strict=True):
+        nearest = int(keys[place - 1]) if place else 0
+        reached = stretch[-1] if stretch else -1
+        if nearest - reached > _WORTH_A_SEEK and nearest > entry:
+            if stretch:
+                yield entry, stretch
+            entry, stretch = nearest, []
+        stretch.append(index)
+    yield entry, stretch
+
+
+def _read_stretch(
+    container: InputContainer, stream: VideoStream, facts: Scan, entry: int, wanted: list[int]
+) -> dict[int, VideoFrame]:
+    times = facts.times
+    assert times is not None
+    context = stream.codec_context
+    if entry:
+        container.seek(int(times[entry]), stream=stream)
+    awaited = {int(times[i]): i for i in wanted}
+    unfed = set(awaited)
+    kept: dict[int, VideoFrame] = {}
+    landed = not entry
+    skipping = False
+    for packet in container.demux(stream):
+        if not landed:
+            found = _index(times, packet.pts)
+            if found is None or found > wanted[0] or (found and found not in facts.keys):
+                return {}
+            landed = True
+        if facts.skips and skipping == (packet.pts in unfed):
+            skipping = not skipping
+            context.skip_frame = "NONREF" if skipping else "DEFAULT"
+        _keep(packet.decode(), awaited, kept)
+        unfed.discard(packet.pts)
+        if not unfed:
+            break
+    if len(kept) < len(wanted):
+        _keep(context.decode(None), awaited, kept)  # what the decoder still holds back for reordering
+    if skipping:
+        context.skip_frame = "DEFAULT"
+    return kept
+
+
+def _keep(frames: list[VideoFrame], awaited: dict[int, int], kept: dict[int, VideoFrame]) -> None:
+    for frame in frames:
+        index = awaited.get(frame.pts)
+        if index is not None:
+            kept[index] = frame

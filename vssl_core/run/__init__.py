@@ -1,0 +1,1 @@
+"""What happens over time: the loop, checkpoints, extraction, logs, ranks."""

@@ -1,0 +1,93 @@
+"""All that a run is at one moment, in one file of tensors and plain values; loading it executes nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vssl_core.errors import CheckpointError
+from vssl_core.run.files import write_atomically
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole, or leave the one that is there."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's values; `CheckpointError` for a file that is cut short, foreign or of another format."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except Exception as error:  # a cut file, a text file, a pickle with code in it: torch raises half a dozen kinds
+        raise CheckpointError(f"{path}: is not a whole checkpoint ({' '.join(str(error).split())[:200]}); delete it, or put one of checkpoints/ in its place") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not a checkpoint of this version of vssl (format {FORMAT})")
+    return state
+
+
+def restore_module(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a module's whole state; one sentence where names or shapes differ."""
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [f"{name} is {tuple(state[name].shape)}, this run needs {tuple(own[name].shape)}" for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or extra or shapes:
+        first = next(iter(shapes or [f"{(missing or extra)[0]} is {'missing' if missing else 'not part of this run'}"]))
+        raise CheckpointError(f"{where}: holds another architecture ({first}, {len(missing) + len(extra) + len(shapes)} differences); "
+                              "use the configuration it was made with, or another --run")
+    module.load_state_dict(dict(state))
+
+
+def generators() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, extra = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(words), extra],
+    }
+
+
+def restore_generators(state: Mapping[str, Any]) -> None:
+    """Put the generators back."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, extra = state["python"]
+    random.setstate((version, tuple(words), extra))
+
+
+def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+    """Load by name what fits from a checkpoint, a run folder or a weights file; the names that were missing, and that were left over."""
+    state = _weights_of(path)
+    own = modules.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not any(name.startswith("backbone.") for name in fitting):
+        raise CheckpointError(f"init: {path} holds nothing that fits this backbone; choose weights of the same backbone")
+    modules.load_state_dict(fitting, strict=False)
+    return sorted(set(own) - set(fitting)), sorted(set(state) - set(fitting))
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    from vssl_core.run.weights import WEIGHTS, read_weights
+
+    if path.is_dir():
+        path = path / NAME if (path / NAME).exists() else path / WEIGHTS
+    if path.suffix == ".safetensors":
+        return {f"backbone.{name}": value for name, value in read_weights(path).items()}
+    state = load(path)
+    return state["ensemble"]

@@ -1,0 +1,95 @@
+"""Evaluations of a frozen backbone: one extraction shared by all that ask for alike clips, and results that say what they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vssl_core.config import RunConfig
+from vssl_core.data.appearance import Recipe
+from vssl_core.data.sources import Splits
+from vssl_core.data.videos import Videos
+from vssl_core.errors import DataError
+from vssl_core.objective import Evaluation, ExtractedFeatures, Needs, SplitFeatures
+from vssl_core.requests import Appearance, Boxes, Centre, Flips, Group, Request, Turns, Uniform, complete, resolve
+from vssl_core.run.build import normalisation_of
+from vssl_core.run.extract import STREAM, Extractor
+from vssl_core.views import Batch
+
+VIDEOS_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Which clips of which splits, and which stages of them."""
+
+    clips: int
+    splits: tuple[str, ...]
+    stages: tuple[str, ...]
+
+
+def shared_extractions(evaluations: Mapping[str, Evaluation], stages: Sequence[str]) -> dict[Extraction, list[str]]:
+    """The extractions that must be made, and the evaluations that each serves."""
+    needs = {name: evaluation.needs() for name, evaluation in evaluations.items()}
+    shared: dict[Extraction, list[str]] = {}
+    for clips in sorted({need.clips for need in needs.values()}):
+        members = {name: need for name, need in needs.items() if need.clips == clips}
+        splits = tuple(dict.fromkeys(split for need in members.values() for split in need.splits))
+        asked = {stage for need in members.values() for stage in (need.stages or stages[-1:])}
+        shared[Extraction(clips, splits, tuple(stage for stage in stages if stage in asked))] = list(members)
+    return shared
+
+
+def check_labels(needs: Mapping[str, Needs], splits: Splits) -> None:
+    """A labelled protocol needs labels on both sides."""
+    for name, need in needs.items():
+        for split in need.splits:
+            videos = getattr(splits, split)
+            if videos is None or len(videos) == 0:
+                raise DataError(f"evaluation '{name}': {splits.name} has no {split} videos; give a source with both splits")
+            if need.labels and not videos.labelled:
+                raise DataError(f"evaluation '{name}': needs labels, and the {split} videos of {splits.name} have none; give a labelled source with --data")
+
+
+def test_request(clips: int, settings: Request) -> Request:
+    """`clips` evenly spread clips of the run's frames and stride, centre crop, as filmed."""
+    request = Request(
+        clips=clips, placement=Uniform(clips), boxes=Boxes(Centre()), flips=Flips(0.0), turns=Turns((0,)), appearance=Appearance("kept", "clip"),
+    )
+    return complete(resolve(request, settings), settings)
+
+
+def extract(config: RunConfig, backbone: nn.Module, splits: Splits, extraction: Extraction, device: torch.device,
+            advance: Callable[[int], None] | None = None) -> ExtractedFeatures:
+    """The pooled features (N, clips, D) of every asked stage on every asked split."""
+    group = Group(test_request(extraction.clips, config.clip_request()), {f"{STREAM}/clips": extraction.clips})
+    found = {}
+    for name in extraction.splits:
+        videos: Videos = getattr(splits, name)
+        extractor = Extractor(videos, group, Recipe(), normalisation_of(config), config.data.decoder, config.seed, config.data.workers, VIDEOS_AT_A_TIME, device)
+        rows = extractor.run(backbone, lambda batch: pooled(batch, extraction.stages), advance=advance)
+        index = rows["index"]
+        if len(index) == 0:
+            raise DataError(f"data: none of the {len(videos)} {name} videos of {splits.name} can be read; run `vssl data check` on it")
+        found[name] = SplitFeatures(
+            vectors={stage: rows[stage] for stage in extraction.stages}, labels=torch.as_tensor(videos.labels)[index].long(),
+            paths=tuple(videos.relative(int(number)) for number in index), unreadable=tuple(videos.relative(number) for number in rows["unreadable"]),
+        )
+    return ExtractedFeatures(found, splits.train.classes, tuple(backbone.stages), config.seed)
+
+
+def pooled(batch: Batch, stages: Sequence[str]) -> dict[str, Tensor]:
+    """{stage: (B, clips, D)}: each clip's map averaged over time and space."""
+    views = batch["clips"]
+    return {stage: torch.stack([view.features.stages[stage].mean(dim=(2, 3, 4)) for view in views], dim=1) for stage in stages}
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain values."""
+    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
