@@ -16,17 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vssl_core.data import appearance
-from vssl_core.data.appearance import (
-    NORMALISATIONS,
-    PRESETS,
-    AppearanceSettings,
-    Normalisation,
-    Recipe,
-    apply,
-    draw,
-    normalise_only,
-    resolve,
-)
+from vssl_core.data.appearance import NORMALISATIONS, Normalisation, apply, normalise_only
+from vssl_core.looks import PRESETS, AppearanceSettings, Recipe, draw, resolve
 
 IMAGENET = NORMALISATIONS["imagenet"]
 UNIT = Normalisation("unit", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -58,20 +58,45 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from vssl_core.data.sources import SourceOptions, Splits
     from vssl_core.data.videos import Videos
+    from vssl_core.distributed import gather, mean, rank, world_size
     from vssl_core.errors import CheckpointError, ConfigError, DataError, PluginError, UserError, VideoError, VsslError
     from vssl_core.hookspecs import hookimpl
     from vssl_core.nets.backbones import Backbone, build_backbone
     from vssl_core.nets.ema import Ema
     from vssl_core.nets.layers import head, mlp
     from vssl_core.objective import (
-        ClipSettings, Combiner, Context, Evaluation, ExtractedFeatures, Needs, Objective, ParameterGroup, PluginConfig, Result,
-        SplitFeatures, Terms,
+        ClipSettings,
+        Combiner,
+        Context,
+        Evaluation,
+        ExtractedFeatures,
+        Needs,
+        Objective,
+        ParameterGroup,
+        PluginConfig,
+        Result,
+        SplitFeatures,
+        Terms,
     )
     from vssl_core.requests import (
-        ANY, PLAIN, Appearance, Between, Boxes, Centre, Fixed, Flips, Halves, Independent, Measure, Overlapping, Request, Same,
-        Strides, Turns, Uniform,
+        ANY,
+        PLAIN,
+        Appearance,
+        Between,
+        Boxes,
+        Centre,
+        Fixed,
+        Flips,
+        Halves,
+        Independent,
+        Measure,
+        Overlapping,
+        Request,
+        Same,
+        Strides,
+        Turns,
+        Uniform,
     )
-    from vssl_core.distributed import gather, mean, rank, world_size
     from vssl_core.run.engine import Run
     from vssl_core.run.report import Report
     from vssl_core.run.weights import load_backbone

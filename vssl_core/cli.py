@@ -13,7 +13,9 @@ OVERRIDES = "key=value"
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; a test freezes its flags."""
-    top = argparse.ArgumentParser(prog="vssl", description="Self-supervised video representation learning from plugins.")
+    top = argparse.ArgumentParser(
+        prog="vssl", description="Self-supervised video representation learning from plugins."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a backbone on the weighted sum of the chosen plugins' losses")
@@ -21,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--config", help="a YAML file, one for each experiment")
     train.add_argument("--data", help="SOURCE[:ROOT] or a path")
     train.add_argument("--run", help="the run's folder; starting it again resumes it")
-    train.add_argument("--dry-run", action="store_true", help="print what would be trained; writes nothing and needs no data")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print what would be trained; writes nothing and needs no data"
+    )
     train.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
     evaluate = commands.add_parser("evaluate", help="downstream protocols on a trained backbone")
@@ -42,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("place", help="a path, or SOURCE:ROOT")
     demo_data = what.add_parser("demo", help="generate the demo's videos")
     demo_data.add_argument("folder", nargs="?", help="where; the cache folder if absent")
-    prepare = what.add_parser("prepare", help="write a copy that decodes fast: short side 128, a key frame every 12 frames")
+    prepare = what.add_parser(
+        "prepare", help="write a copy that decodes fast: short side 128, a key frame every 12 frames"
+    )
     prepare.add_argument("place", help="a path (every video below it), or SOURCE:ROOT")
     prepare.add_argument("--out", required=True, help="the folder of the copy")
     prepare.add_argument("--workers", type=int, default=2, help="processes")
@@ -100,7 +106,9 @@ def _run(options: argparse.Namespace) -> int:
         case "train":
             from vssl_core.commands.train import train
 
-            return train(options.plugins, options.config, options.data, options.run, options.overrides, dry_run=options.dry_run)
+            return train(
+                options.plugins, options.config, options.data, options.run, options.overrides, dry_run=options.dry_run
+            )
         case "evaluate":
             from vssl_core.commands.evaluate import evaluate
 

@@ -13,8 +13,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vssl_core.errors import ConfigError, did_you_mean
+from vssl_core.looks import AppearanceSettings
 from vssl_core.requests import (
-    Appearance, Boxes, Flips, Independent, Request, Strides, Turns,
+    Appearance,
+    Boxes,
+    Flips,
+    Independent,
+    Request,
+    Strides,
+    Turns,
 )
 
 
@@ -25,18 +32,31 @@ class Section(BaseModel):
 
 
 class BackboneSection(Section):
-    name: str = Field("tiny", description="which backbone is trained (`vssl plugins` lists those of plugins, docs/backbones.md ours)")
+    name: str = Field(
+        "tiny", description="which backbone is trained (`vssl plugins` lists those of plugins, docs/backbones.md ours)"
+    )
 
 
 class DataSection(Section):
-    source: str = Field("demo", description="where the list of videos comes from: folder, csv, list, ucf101, hmdb51, kinetics, demo, or a plugin's")
+    source: str = Field(
+        "demo",
+        description="where the list of videos comes from: folder, csv, list, ucf101, hmdb51, kinetics, demo, or a plugin's",
+    )
     root: str | None = Field(None, description="the folder or list file of the source; null for the demo's own folder")
     split: int = Field(1, ge=1, le=3, description="official split of UCF101 and HMDB51")
-    test_fraction: float = Field(0.25, gt=0, lt=1, description="share of a folder without its own test part that is kept for testing")
-    group: str | None = Field(None, description="regular expression on the file name; no group is on both sides of a split")
+    test_fraction: float = Field(
+        0.25, gt=0, lt=1, description="share of a folder without its own test part that is kept for testing"
+    )
+    group: str | None = Field(
+        None, description="regular expression on the file name; no group is on both sides of a split"
+    )
     workers: int = Field(2, ge=0, description="loader processes of each rank; 0 loads in the training process")
-    decoder: Literal["pyav", "torchcodec"] = Field("pyav", description="what decodes; both return the frames of a sequential decode")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="the run stops when more of its videos than this cannot be read")
+    decoder: Literal["pyav", "torchcodec"] = Field(
+        "pyav", description="what decodes; both return the frames of a sequential decode"
+    )
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="the run stops when more of its videos than this cannot be read"
+    )
 
 
 class ClipSection(Section):
@@ -46,8 +66,12 @@ class ClipSection(Section):
     area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame that the random crop shows")
     aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of the random crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
-    short: Literal["fit", "loop", "clamp"] = Field("fit", description="videos too short for the stride: draw only what fits, start again, or repeat the last frame")
-    normalisation: Literal["imagenet", "minus1_1", "raw255"] = Field("imagenet", description="what pixel values are scaled to before the net")
+    short: Literal["fit", "loop", "clamp"] = Field(
+        "fit", description="videos too short for the stride: draw only what fits, start again, or repeat the last frame"
+    )
+    normalisation: Literal["imagenet", "minus1_1", "raw255"] = Field(
+        "imagenet", description="what pixel values are scaled to before the net"
+    )
 
     @field_validator("area", "aspect")
     @classmethod
@@ -62,25 +86,6 @@ class ClipSection(Section):
         if value[1] > 1:
             raise ValueError("is a share of the frame, at most 1")
         return value
-
-
-class AppearanceSection(Section):
-    """Colour, blur and noise of the run's clips; a number that is null is the preset's."""
-
-    preset: Literal["none", "default", "simclr", "cstp", "pace", "mlrep", "saccades"] = Field("default", description="a named set of strengths")
-    per: Literal["clip", "frame"] = Field("clip", description="one draw for each clip, or for each frame")
-    brightness: float | None = Field(None, ge=0, le=1, description="largest change of brightness")
-    contrast: float | None = Field(None, ge=0, le=1, description="largest change of contrast")
-    saturation: float | None = Field(None, ge=0, le=1, description="largest change of saturation")
-    hue: float | None = Field(None, ge=0, le=0.5, description="largest change of hue, in turns of the colour circle")
-    jitter_probability: float | None = Field(None, ge=0, le=1, description="probability of a change of colour")
-    gray_probability: float | None = Field(None, ge=0, le=1, description="probability of a colourless clip or frame")
-    gray: Literal["luma", "channel"] | None = Field(None, description="colourless by luma, or by copying one random channel")
-    blur_probability: float | None = Field(None, ge=0, le=1, description="probability of a Gaussian blur")
-    blur_sigma: tuple[float, float] | None = Field(None, description="smallest and largest sigma of the blur, in pixels of the clip")
-    angle_degrees: float | None = Field(None, ge=0, le=45, description="largest small rotation, in degrees")
-    gate_probability: float | None = Field(None, ge=0, le=1, description="probability that a clip gets any of these at all")
-    exact_hue: bool = Field(False, description="turn the hue in HSV, slower, instead of in YIQ")
 
 
 class Schedule(Section):
@@ -106,7 +111,9 @@ class ViewsSection(Section):
 
 
 class CombineSection(Section):
-    name: str | None = Field(None, description="the plugin that turns named losses into gradients; null is the weighted sum")
+    name: str | None = Field(
+        None, description="the plugin that turns named losses into gradients; null is the weighted sum"
+    )
 
 
 class OptimSection(Section):
@@ -114,31 +121,47 @@ class OptimSection(Section):
     lr: float = Field(0.1, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of adamw's moments")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay; normalisation and biases are decayed too unless `decay_norms` is false")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="weight decay; normalisation and biases are decayed too unless `decay_norms` is false"
+    )
     decay_norms: bool = Field(True, description="decay the parameters of normalisation layers and biases")
     schedule: Literal["cosine", "constant", "steps"] = Field("cosine", description="the learning rate over the run")
     final_lr: float = Field(0.0, ge=0, description="where the cosine ends")
-    milestones: tuple[float, ...] = Field((), description="epochs at which `steps` multiplies the learning rate by gamma")
+    milestones: tuple[float, ...] = Field(
+        (), description="epochs at which `steps` multiplies the learning rate by gamma"
+    )
     gamma: float = Field(0.1, gt=0, le=1, description="the factor of `steps`")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from `warmup_lr`")
     warmup_lr: float = Field(0.0, ge=0, description="where the warm-up begins")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(1, ge=1, description="microbatches in a step; in-batch negatives and batch statistics see one microbatch")
+    accumulate: int = Field(
+        1, ge=1, description="microbatches in a step; in-batch negatives and batch statistics see one microbatch"
+    )
 
     @model_validator(mode="after")
     def _used(self) -> OptimSection:
-        unused = {"adamw": ("momentum",), "sgd": ("betas",), "lars": ("betas",)}[self.name]
-        unused += {"cosine": ("milestones", "gamma"), "constant": ("milestones", "gamma", "final_lr"), "steps": ("final_lr",)}[self.schedule]
-        for key in unused:
+        unused: tuple[str, ...] = {"adamw": ("momentum",), "sgd": ("betas",), "lars": ("betas",)}[self.name]
+        more: dict[str, tuple[str, ...]] = {
+            "cosine": ("milestones", "gamma"),
+            "constant": ("milestones", "gamma", "final_lr"),
+            "steps": ("final_lr",),
+        }
+        for key in (*unused, *more[self.schedule]):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no effect with name: {self.name} and schedule: {self.schedule}; remove it")
         return self
 
 
 class DeviceSection(Section):
-    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the net runs; auto takes a GPU where there is one")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast; float16 scales the loss")
-    threads: int = Field(1, ge=1, description="CPU threads of the training process; part of what makes runs repeat bit for bit")
+    kind: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the net runs; auto takes a GPU where there is one"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="autocast; float16 scales the loss"
+    )
+    threads: int = Field(
+        1, ge=1, description="CPU threads of the training process; part of what makes runs repeat bit for bit"
+    )
     sync_batch_norm: bool = Field(False, description="batch statistics over all ranks")
     channels_last: bool = Field(False, description="memory layout channels_last_3d")
     compile: bool = Field(False, description="torch.compile the backbone")
@@ -147,7 +170,9 @@ class DeviceSection(Section):
 class CheckpointSection(Section):
     every_steps: int = Field(50, ge=1, description="save the last checkpoint this often")
     every_minutes: float = Field(10.0, gt=0, description="... and this often")
-    keep_every_epochs: int = Field(0, ge=0, description="keep checkpoints/epoch_NNNN.pt this often; 0 keeps only the last epoch's")
+    keep_every_epochs: int = Field(
+        0, ge=0, description="keep checkpoints/epoch_NNNN.pt this often; 0 keeps only the last epoch's"
+    )
 
 
 class LogSection(Section):
@@ -161,9 +186,14 @@ class RunConfig(Section):
     backbone: BackboneSection = BackboneSection()
     data: DataSection = DataSection()
     clip: ClipSection = ClipSection()
-    appearance: AppearanceSection = AppearanceSection()
-    plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="the chosen plugins, in order, and their options")
-    weights: dict[str, float | Schedule] = Field(default_factory=dict, description="mixing weight of each objective: a number or {value, start_epoch, ramp_epochs}; 1 where absent")
+    appearance: AppearanceSettings = AppearanceSettings()
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="the chosen plugins, in order, and their options"
+    )
+    weights: dict[str, float | Schedule] = Field(
+        default_factory=dict,
+        description="mixing weight of each objective: a number or {value, start_epoch, ramp_epochs}; 1 where absent",
+    )
     combine: CombineSection = CombineSection()
     views: ViewsSection = ViewsSection()
     optim: OptimSection = OptimSection()
@@ -201,9 +231,15 @@ class RunConfig(Section):
         """The run's own clip as a request with a value in every field: what PLAIN means."""
         clip = self.clip
         return Request(
-            clips=1, frames=clip.frames, size=clip.size, strides=Strides((clip.stride,), shared=False, short=clip.short),
-            placement=Independent(), boxes=Boxes(Independent(), clip.area, clip.aspect), flips=Flips(clip.flip), turns=Turns((0,)),
-            appearance=Appearance("kept" if self.appearance.preset == "none" else "jittered", self.appearance.per),
+            clips=1,
+            frames=clip.frames,
+            size=clip.size,
+            strides=Strides((clip.stride,), shared=False, short=clip.short),
+            placement=Independent(),
+            boxes=Boxes(Independent(), clip.area, clip.aspect),
+            flips=Flips(clip.flip),
+            turns=Turns((0,)),
+            appearance=Appearance(self.appearance.colour, self.appearance.per),
         )
 
 
@@ -212,8 +248,13 @@ class RunConfig(Section):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: str | None = None, *, plugins: Sequence[str] | None = None, data: tuple[str, str | None] | None = None,
-                overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | None = None,
+    *,
+    plugins: Sequence[str] | None = None,
+    data: tuple[str, str | None] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
     """The configuration from a file, the command line's choice of plugins and data, and `key=value` overrides, in this order.
 
     `plugins` replaces the set of the file: options of those chosen stay, others' are dropped. Raises `ConfigError`.
@@ -264,7 +305,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"'{override}': the value is not YAML ({' '.join(str(error).split())})") from error
     chosen = tree.get("plugins") or {}
     if parts[0] == "plugins" and len(parts) > 1 and parts[1] not in chosen:
-        raise ConfigError(f"'{override}': plugin '{parts[1]}' is not chosen{did_you_mean(parts[1], chosen)}; add it to --plugins")
+        raise ConfigError(
+            f"'{override}': plugin '{parts[1]}' is not chosen{did_you_mean(parts[1], chosen)}; add it to --plugins"
+        )
     if parts[0] == "plugins" and isinstance(chosen, list):
         tree["plugins"] = {name: {} for name in chosen}
     for part in parts[:-1]:
@@ -296,7 +339,11 @@ def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str
     if first["type"] == "extra_forbidden":
         return f"{at}: there is no such key{_suggest(model, location)}; remove or correct it"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "missing" or (first["type"] == "value_error" and isinstance(first["input"], dict)) else f", got {first['input']!r}"
+    given = (
+        ""
+        if first["type"] == "missing" or (first["type"] == "value_error" and isinstance(first["input"], dict))
+        else f", got {first['input']!r}"
+    )
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{at}: {message[:1].lower() + message[1:]}{given}{more}"
 
@@ -323,7 +370,9 @@ def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
     """A weight for something that is not trained is an error."""
     for name in config.weights:
         if name not in objectives:
-            raise ConfigError(f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove the weight or choose the plugin")
+            raise ConfigError(
+                f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove the weight or choose the plugin"
+            )
 
 
 # Writing and comparing ------------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ class Context:
         from vssl_core.errors import ConfigError, did_you_mean
 
         if name not in self.stages:
-            raise ConfigError(f"plugins.{self.name}: the backbone has no stage '{name}', it has {', '.join(self.stages)}{did_you_mean(name, self.stages)}")
+            raise ConfigError(
+                f"plugins.{self.name}: the backbone has no stage '{name}', it has {', '.join(self.stages)}{did_you_mean(name, self.stages)}"
+            )
         return self.stages[name]
 
 
@@ -62,7 +64,9 @@ class Terms:
 
     losses: Mapping[str, Tensor]  # scalars; a term may be absent in a step: not in force yet
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  # scalars for the log
-    keep: Mapping[str, Tensor] = field(default_factory=dict)  # {name: (B, ...)}: travels to `vssl_step_end` as `report.kept`
+    keep: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # {name: (B, ...)}: travels to `vssl_step_end` as `report.kept`
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def installed() -> dict[str, list[Offer]]:
         name, version = (distribution.name, distribution.version) if distribution else ("unknown distribution", "?")
         offer = Offer(point.name, point.value, name, version, point)
         known = offers.setdefault(point.name, [])
-        if not any((other.distribution, other.module) == (name, point.value) for other in known):  # one distribution may stand on the path twice
+        if not any(
+            (other.distribution, other.module) == (name, point.value) for other in known
+        ):  # one distribution may stand on the path twice
             known.append(offer)
     return offers
 
@@ -65,7 +67,9 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def load(names: Sequence[str], manager: pluggy.PluginManager | None = None) -> tuple[pluggy.PluginManager, dict[str, Plugin]]:
+def load(
+    names: Sequence[str], manager: pluggy.PluginManager | None = None
+) -> tuple[pluggy.PluginManager, dict[str, Plugin]]:
     """Import and register the named plugins, in this order.
 
     Raises:
@@ -87,10 +91,14 @@ def _refuse_twice(names: Sequence[str]) -> None:
 def _choose(name: str, offers: dict[str, list[Offer]]) -> Offer:
     if name not in offers:
         hint = did_you_mean(name, offers)
-        raise PluginError(f"plugins: no plugin named '{name}' is installed{hint or ', there are ' + (', '.join(offers) or 'none')}; "
-                          "install the distribution that offers it (an editable install must be repeated after a new entry point)")
+        raise PluginError(
+            f"plugins: no plugin named '{name}' is installed{hint or ', there are ' + (', '.join(offers) or 'none')}; "
+            "install the distribution that offers it (an editable install must be repeated after a new entry point)"
+        )
     if not NAME.fullmatch(name):
-        raise PluginError(f"plugins: '{name}' of {offers[name][0].distribution} is not a usable name; its author must use small letters, digits, _ and -")
+        raise PluginError(
+            f"plugins: '{name}' of {offers[name][0].distribution} is not a usable name; its author must use small letters, digits, _ and -"
+        )
     if len(offers[name]) > 1:
         who = " and ".join(f"{offer.distribution} ({offer.module})" for offer in offers[name])
         raise PluginError(f"plugins: '{name}' is offered by {who}; uninstall one of them")
@@ -102,7 +110,9 @@ def _load(offer: Offer, manager: pluggy.PluginManager) -> Plugin:
     try:
         module = offer.entry_point.load()
     except Exception as error:
-        raise PluginError(f"{where}: cannot be imported ({type(error).__name__}: {error}); ask its author or reinstall it") from error
+        raise PluginError(
+            f"{where}: cannot be imported ({type(error).__name__}: {error}); ask its author or reinstall it"
+        ) from error
     return register(manager, offer.name, module, where, offer.distribution)
 
 
@@ -112,7 +122,9 @@ def register(manager: pluggy.PluginManager, name: str, module: Any, where: str, 
     try:
         manager.register(module, name)
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{where}: {_one_line(error)}; see vssl_core/hookspecs.py for the arguments of each hook") from error
+        raise PluginError(
+            f"{where}: {_one_line(error)}; see vssl_core/hookspecs.py for the arguments of each hook"
+        ) from error
     offered = {kind: _ask(module, f"vssl_{kind}", where) for kind in ("objective", "evaluation", "combine")}
     _check_classes(offered, where)
     return Plugin(name, distribution, module, offered["objective"], offered["evaluation"], offered["combine"])
@@ -129,7 +141,11 @@ def check_hooks(manager: pluggy.PluginManager, module: Any, where: str) -> None:
 
 
 def _public_names(module: Any) -> Iterable[str]:
-    return [name for name in dir(module if isinstance(module, type) or not hasattr(module, "forward") else type(module)) if name.startswith("vssl_")]
+    return [
+        name
+        for name in dir(module if isinstance(module, type) or not hasattr(module, "forward") else type(module))
+        if name.startswith("vssl_")
+    ]
 
 
 def _ask(module: Any, hook: str, where: str) -> type | None:
@@ -150,9 +166,13 @@ def _check_classes(offered: dict[str, type | None], where: str) -> None:
         if offer is None:
             continue
         if not (isinstance(offer, type) and issubclass(offer, kinds[kind])):
-            raise PluginError(f"{where}: vssl_{kind} must return a subclass of vssl_core.{kinds[kind].__name__}, got {offer!r}")
+            raise PluginError(
+                f"{where}: vssl_{kind} must return a subclass of vssl_core.{kinds[kind].__name__}, got {offer!r}"
+            )
         if not (isinstance(offer.Config, type) and issubclass(offer.Config, PluginConfig)):
-            raise PluginError(f"{where}: {offer.__name__}.Config must be a subclass of vssl_core.PluginConfig, got {offer.Config!r}")
+            raise PluginError(
+                f"{where}: {offer.__name__}.Config must be a subclass of vssl_core.PluginConfig, got {offer.Config!r}"
+            )
 
 
 def _one_line(error: BaseException) -> str:

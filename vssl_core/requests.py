@@ -28,7 +28,6 @@ PLAIN: Any = Mark.PLAIN  # the run's clip settings, and no neighbour may change 
 ANY: Any = Mark.ANY  # whatever a neighbour needs, else the run's settings
 
 
-
 # Where clips lie, in time (placement) and in space (the layout of boxes) ----------------------------------------------
 
 
@@ -105,40 +104,40 @@ class Between:
 class Strides:
     """Frames from one sampled frame to the next: integers play fast, fractions 1/q repeat each frame q times."""
 
-    choices: tuple[int | Fraction, ...] | Between | Mark = ANY
-    shared: bool | Mark = ANY  # one draw for all clips of a sample
-    short: Literal["fit", "loop", "clamp"] | Mark = ANY  # what happens where the video is too short for the stride
+    choices: tuple[int | Fraction, ...] | Between | Any = ANY
+    shared: bool | Any = ANY  # one draw for all clips of a sample
+    short: Literal["fit", "loop", "clamp"] | Any = ANY  # what happens where the video is too short for the stride
 
 
 @dataclass(frozen=True)
 class Boxes:
     """The part of the frame that a clip shows."""
 
-    layout: Layout | Mark = ANY
-    area: tuple[float, float] | Mark = ANY  # share of the frame
-    aspect: tuple[float, float] | Mark = ANY  # width over height
+    layout: Layout | Any = ANY
+    area: tuple[float, float] | Any = ANY  # share of the frame
+    aspect: tuple[float, float] | Any = ANY  # width over height
 
 
 @dataclass(frozen=True)
 class Flips:
     """Mirror images: left becomes right with this probability, drawn for each clip."""
 
-    probability: float | Mark = ANY
+    probability: float | Any = ANY
 
 
 @dataclass(frozen=True)
 class Turns:
     """Quarter turns, counter-clockwise, drawn evenly for each clip; applied last."""
 
-    choices: tuple[int, ...] | Mark = ANY
+    choices: tuple[int, ...] | Any = ANY
 
 
 @dataclass(frozen=True)
 class Appearance:
     """Colour, blur and noise: `jittered` as the run describes, or `kept` as filmed; one draw for each clip or each frame."""
 
-    colour: Literal["jittered", "kept"] | Mark = ANY
-    per: Literal["clip", "frame"] | Mark = ANY
+    colour: Literal["jittered", "kept"] | Any = ANY
+    per: Literal["clip", "frame"] | Any = ANY
 
 
 @dataclass(frozen=True)
@@ -157,15 +156,15 @@ class Request:
     """What one slot of an objective needs from the clips it reads. `Request()` is exactly the clip the run describes."""
 
     clips: int | tuple[int, int] = 1  # exactly n, or (least, most): I read at most `most`
-    frames: int | Mark = PLAIN
-    size: int | Mark = PLAIN
+    frames: int | Any = PLAIN
+    size: int | Any = PLAIN
     tail: int = 0  # further frames after the clip, same window and appearance
-    strides: Strides | Mark = PLAIN
-    placement: Placement | Mark = PLAIN
-    boxes: Boxes | Mark = PLAIN
-    flips: Flips | Mark = PLAIN
-    turns: Turns | Mark = PLAIN
-    appearance: Appearance | Mark = PLAIN
+    strides: Strides | Any = PLAIN
+    placement: Placement | Any = PLAIN
+    boxes: Boxes | Any = PLAIN
+    flips: Flips | Any = PLAIN
+    turns: Turns | Any = PLAIN
+    appearance: Appearance | Any = PLAIN
     measures: tuple[Measure, ...] = ()
 
     @property
@@ -179,7 +178,9 @@ class Request:
     def check(self, where: str) -> None:
         """Raise a `PluginError` for a request that no data could satisfy."""
         if not 1 <= self.least <= self.most:
-            raise PluginError(f"{where}: a request reads at least one clip and (least, most) in this order, got clips={self.clips}")
+            raise PluginError(
+                f"{where}: a request reads at least one clip and (least, most) in this order, got clips={self.clips}"
+            )
         if self.tail < 0:
             raise PluginError(f"{where}: a tail cannot be negative, got tail={self.tail}")
         for made_for in _layout_sizes(self):
@@ -222,14 +223,19 @@ def _with_one_stride(request: Request) -> Request:
 
 def complete(request: Request, settings: Request) -> Request:
     """The request with every ANY that no neighbour settled replaced by the run's value."""
-    return replace(request, **{name: _complete(getattr(request, name), getattr(settings, name)) for name in SHARED_FIELDS})
+    return replace(
+        request, **{name: _complete(getattr(request, name), getattr(settings, name)) for name in SHARED_FIELDS}
+    )
 
 
 def _complete(value: Any, default: Any) -> Any:
     if value is ANY:
         return default
     if _is_record(value) and type(value) is type(default):
-        return replace(value, **{part.name: _complete(getattr(value, part.name), getattr(default, part.name)) for part in fields(value)})
+        return replace(
+            value,
+            **{part.name: _complete(getattr(value, part.name), getattr(default, part.name)) for part in fields(value)},
+        )
     return value
 
 
@@ -240,7 +246,9 @@ def join(left: Request, right: Request) -> Request:
     """
     merged = {name: _join(name, getattr(left, name), getattr(right, name)) for name in SHARED_FIELDS}
     count = max(left.least, right.least)
-    both = replace(left, clips=count, tail=max(left.tail, right.tail), measures=_union(left.measures, right.measures), **merged)
+    both = replace(
+        left, clips=count, tail=max(left.tail, right.tail), measures=_union(left.measures, right.measures), **merged
+    )
     for made_for in _layout_sizes(both):
         if made_for < count:
             raise Contradiction("clips", left.clips, right.clips)
@@ -253,8 +261,13 @@ def _join(name: str, left: Any, right: Any) -> Any:
     if left == right:
         return left
     if _is_record(left) and type(left) is type(right):
-        return replace(left, **{part.name: _join(f"{name}.{part.name}", getattr(left, part.name), getattr(right, part.name))
-                                for part in fields(left)})
+        return replace(
+            left,
+            **{
+                part.name: _join(f"{name}.{part.name}", getattr(left, part.name), getattr(right, part.name))
+                for part in fields(left)
+            },
+        )
     raise Contradiction(name, left, right)
 
 
@@ -266,7 +279,9 @@ def _union(left: tuple[Measure, ...], right: tuple[Measure, ...]) -> tuple[Measu
     known = {measure.name: measure for measure in left}
     for measure in right:
         if known.setdefault(measure.name, measure) != measure:
-            raise PluginError(f"measure '{measure.name}': two plugins give this name to different functions; one of them must rename it")
+            raise PluginError(
+                f"measure '{measure.name}': two plugins give this name to different functions; one of them must rename it"
+            )
     return tuple(known.values())
 
 
@@ -345,8 +360,14 @@ class _Draft:
     closed: bool = False
 
 
-def plan(requests: Mapping[str, Mapping[str, Request]], settings: Request, *, joined: bool = True,
-         groups: Sequence[Sequence[str]] = (), own: Sequence[str] = ()) -> Plan:
+def plan(
+    requests: Mapping[str, Mapping[str, Request]],
+    settings: Request,
+    *,
+    joined: bool = True,
+    groups: Sequence[Sequence[str]] = (),
+    own: Sequence[str] = (),
+) -> Plan:
     """Join the requests of all objectives, in the order of the config.
 
     `requests` is {objective: {slot: Request}}; `settings` the run's own clip; `groups` pins names together (an objective, or
@@ -363,37 +384,71 @@ def plan(requests: Mapping[str, Mapping[str, Request]], settings: Request, *, jo
         for slot, request in slots.items():
             name = f"{objective}/{slot}"
             request.check(f"plugins.{objective}: request '{slot}'")
-            _place(name, objective, resolve(request, settings), drafts, refusals, pins,
-                   apart=not joined or bool({name, objective} & set(own)))
+            _place(
+                name,
+                objective,
+                resolve(request, settings),
+                drafts,
+                refusals,
+                pins,
+                apart=not joined or bool({name, objective} & set(own)),
+            )
     return Plan(tuple(_finish(draft, settings) for draft in drafts), tuple(refusals))
 
 
-def _pins(requests: Mapping[str, Mapping[str, Request]], groups: Sequence[Sequence[str]], own: Sequence[str]) -> dict[str, frozenset[str]]:
-    known = {name for objective, slots in requests.items() for name in (objective, *(f"{objective}/{slot}" for slot in slots))}
+def _pins(
+    requests: Mapping[str, Mapping[str, Request]], groups: Sequence[Sequence[str]], own: Sequence[str]
+) -> dict[str, frozenset[str]]:
+    known = {
+        name
+        for objective, slots in requests.items()
+        for name in (objective, *(f"{objective}/{slot}" for slot in slots))
+    }
     pins: dict[str, frozenset[str]] = {}
     for name in [*(name for group in groups for name in group), *own]:
         if name not in known:
-            raise ConfigError(f"views: '{name}' is neither a chosen plugin nor one of its slots{did_you_mean(name, known)}")
+            raise ConfigError(
+                f"views: '{name}' is neither a chosen plugin nor one of its slots{did_you_mean(name, known)}"
+            )
         if name in pins or (name in own and any(name in group for group in groups)):
             raise ConfigError(f"views: '{name}' stands in more than one place; name it once")
         pins[name] = next((frozenset(group) for group in groups if name in group), frozenset())
     return {name: group for name, group in pins.items() if group}
 
 
-def _place(name: str, objective: str, request: Request, drafts: list[_Draft], refusals: list[Refusal],
-           pins: Mapping[str, frozenset[str]], apart: bool) -> None:
+def _place(
+    name: str,
+    objective: str,
+    request: Request,
+    drafts: list[_Draft],
+    refusals: list[Refusal],
+    pins: Mapping[str, frozenset[str]],
+    apart: bool,
+) -> None:
     pin = pins.get(name, pins.get(objective))
     for draft in drafts:
-        if apart or draft.closed or draft.pinned != pin or any(slot.rsplit("/", 1)[0] == objective for slot in draft.slots):
+        if (
+            apart
+            or draft.closed
+            or draft.pinned != pin
+            or any(slot.rsplit("/", 1)[0] == objective for slot in draft.slots)
+        ):
             continue
         try:
             draft.request = join(draft.request, request)
         except Contradiction as contradiction:
-            refusal = Refusal(name, next(iter(draft.slots)), contradiction.name, str(describe(contradiction.right)), str(describe(contradiction.left)))
+            refusal = Refusal(
+                name,
+                next(iter(draft.slots)),
+                contradiction.name,
+                str(describe(contradiction.right)),
+                str(describe(contradiction.left)),
+            )
             if pin is not None:
                 raise ConfigError(
                     f"views.groups: {_together(pin)} cannot share clips: {refusal.group} has {refusal.field} = {refusal.given}, "
-                    f"{refusal.slot} wants {refusal.wants}; take one of them out of the group") from None
+                    f"{refusal.slot} wants {refusal.wants}; take one of them out of the group"
+                ) from None
             refusals.append(refusal)
             continue
         draft.slots[name] = request

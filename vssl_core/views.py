@@ -49,13 +49,22 @@ class Windows:
         return Windows(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
 
-def window_arrays(window: Window) -> dict[str, np.ndarray]:
+def window_arrays(window: Window) -> dict[str, np.ndarray | np.generic]:
     """One window as arrays that collate: the fields of `Windows`, each without its batch axis."""
     return {
-        "video": np.int64(window.video), "visit": np.int64(window.visit), "clip": np.int64(window.clip), "total": np.int64(window.total),
-        "start": np.float64(window.start), "stride": np.float64(window.stride), "indices": window.indices, "real": window.real,
-        "box": np.array(window.box, np.int64), "frame_size": np.array(window.frame_size, np.int64), "flip": np.bool_(window.flip),
-        "turns": np.int64(window.turns), "span": np.float64((window.frames - 1) * window.stride),
+        "video": np.int64(window.video),
+        "visit": np.int64(window.visit),
+        "clip": np.int64(window.clip),
+        "total": np.int64(window.total),
+        "start": np.float64(window.start),
+        "stride": np.float64(window.stride),
+        "indices": window.indices,
+        "real": window.real,
+        "box": np.array(window.box, np.int64),
+        "frame_size": np.array(window.frame_size, np.int64),
+        "flip": np.bool_(window.flip),
+        "turns": np.int64(window.turns),
+        "span": np.float64((window.frames - 1) * window.stride),
     }
 
 
@@ -107,8 +116,17 @@ class View:
 class Batch:
     """What one objective sees of one step: `batch['slot']` is a tuple of views."""
 
-    def __init__(self, name: str, slots: Mapping[str, tuple[View, ...]], index: Tensor, samples: list[Sample], *, epoch: int,
-                 progress: float, encode: Callable[[Tensor], Features]) -> None:
+    def __init__(
+        self,
+        name: str,
+        slots: Mapping[str, tuple[View, ...]],
+        index: Tensor,
+        samples: list[Sample],
+        *,
+        epoch: int,
+        progress: float,
+        encode: Callable[[Tensor], Features],
+    ) -> None:
         self.name = name
         self.index = index  # (B,) int64: which videos, by their place in the list
         self.epoch = epoch  # from 0
@@ -134,5 +152,6 @@ class Batch:
         rows = []
         for sample in self._samples:
             generator = sample.generator(f"{self.name}/{name}")
-            rows.append(generator.integers(low, high, size=shape) if whole else generator.uniform(low, high, size=shape).astype(np.float32))
-        return torch.as_tensor(np.stack([np.asarray(row) for row in rows]), device=self.index.device)
+            row = generator.integers(int(low), int(high), shape) if whole else generator.uniform(low, high, shape)
+            rows.append(np.asarray(row, np.int64 if whole else np.float32))
+        return torch.as_tensor(np.stack(rows), device=self.index.device)

@@ -16,7 +16,19 @@ from math import ceil, exp, floor, log, sqrt
 import numpy as np
 
 from vssl_core.requests import (
-    Between, Boxes, Centre, Fixed, Flips, Halves, Independent, Overlapping, Request, Same, Strides, Turns, Uniform,
+    Between,
+    Boxes,
+    Centre,
+    Fixed,
+    Flips,
+    Halves,
+    Independent,
+    Overlapping,
+    Request,
+    Same,
+    Strides,
+    Turns,
+    Uniform,
 )
 
 ALL_CLIPS = -1  # the clip number of a draw that all clips of a sample share
@@ -37,7 +49,9 @@ class Sample:
 
     def generator(self, stream: str, clip: int = ALL_CLIPS) -> np.random.Generator:
         """A fresh generator for one stream of one clip; the same arguments give the same numbers, anywhere."""
-        key = blake2b(struct.pack("<5q", self.seed, self.epoch, self.visit, self.video, clip) + stream.encode(), digest_size=16)
+        key = blake2b(
+            struct.pack("<5q", self.seed, self.epoch, self.visit, self.video, clip) + stream.encode(), digest_size=16
+        )
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little")))
 
 
@@ -92,21 +106,41 @@ class Window:
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw_windows(request: Request, sample: Sample, stream: str, total: int, frame_size: tuple[int, int]) -> tuple[Window, ...]:
+def draw_windows(
+    request: Request, sample: Sample, stream: str, total: int, frame_size: tuple[int, int]
+) -> tuple[Window, ...]:
     """The windows of one group's clips in one video of `total` frames of `frame_size` (height, width).
 
     `request` is complete. Adding an objective never changes these numbers: the stream is the group's own.
     """
     count = request.least
-    placed = _draw_times(request, sample if not isinstance(request.placement, Fixed) else replace(sample, epoch=0, visit=0), stream, total, count)
+    placed = _draw_times(
+        request,
+        sample if not isinstance(request.placement, Fixed) else replace(sample, epoch=0, visit=0),
+        stream,
+        total,
+        count,
+    )
     boxes = _draw_boxes(request.boxes, sample, f"{stream}/boxes", frame_size, count)
     windows = []
     for clip, ((start, stride), box) in enumerate(zip(placed, boxes, strict=True)):
-        windows.append(Window(
-            video=sample.video, visit=sample.visit, clip=clip, total=total, start=start, stride=stride, frames=request.frames,
-            tail=request.tail, box=box, frame_size=frame_size, flip=_draw_flip(request.flips, sample, stream, clip),
-            turns=_draw_turns(request.turns, sample, stream, clip), clamped=request.strides.short == "clamp",
-        ))
+        windows.append(
+            Window(
+                video=sample.video,
+                visit=sample.visit,
+                clip=clip,
+                total=total,
+                start=start,
+                stride=stride,
+                frames=request.frames,
+                tail=request.tail,
+                box=box,
+                frame_size=frame_size,
+                flip=_draw_flip(request.flips, sample, stream, clip),
+                turns=_draw_turns(request.turns, sample, stream, clip),
+                clamped=request.strides.short == "clamp",
+            )
+        )
     return tuple(windows)
 
 
@@ -119,7 +153,7 @@ def _draw_flip(flips: Flips, sample: Sample, stream: str, clip: int) -> bool:
 def _draw_turns(turns: Turns, sample: Sample, stream: str, clip: int) -> int:
     if len(turns.choices) == 1:
         return turns.choices[0]
-    return int(turns.choices[sample.generator(f"{stream}/turns", clip).integers(len(turns.choices))])
+    return int(turns.choices[int(sample.generator(f"{stream}/turns", clip).integers(len(turns.choices)))])
 
 
 # Time -----------------------------------------------------------------------------------------------------------------
@@ -130,23 +164,37 @@ def span(length: int, stride: Fraction) -> int:
     return floor((length - 1) * stride) + 1
 
 
-def _draw_times(request: Request, sample: Sample, stream: str, total: int, count: int) -> list[tuple[Fraction, Fraction]]:
+def _draw_times(
+    request: Request, sample: Sample, stream: str, total: int, count: int
+) -> list[tuple[Fraction, Fraction]]:
     """(start, stride) of each clip."""
     length = _base_length(request)
     strides, looped = _draw_strides(request.strides, sample, f"{stream}/strides", total, length, count)
     if looped:  # nothing fits: the smallest stride from the first frame, and all clips alike
-        return _layout_halves(request, Fraction(0), strides[0], count) if isinstance(request.placement, Halves) else [(Fraction(0), strides[0])] * count
+        return (
+            _layout_halves(request, Fraction(0), strides[0], count)
+            if isinstance(request.placement, Halves)
+            else [(Fraction(0), strides[0])] * count
+        )
     match request.placement:
         case Overlapping(rates):
             return _overlapping_times(rates, strides, sample, stream, total, length, request.frames)[:count]
         case Halves():
-            return _layout_halves(request, _draw_start(sample, stream, ALL_CLIPS, total, length, strides[0], request.strides.short), strides[0], count)
+            return _layout_halves(
+                request,
+                _draw_start(sample, stream, ALL_CLIPS, total, length, strides[0], request.strides.short),
+                strides[0],
+                count,
+            )
         case Centre():
             return [(_middle(total, length, stride), stride) for stride in strides]
         case Uniform(clips):
-            return [(start, stride) for start, stride in zip(_spread(total, length, strides[0], clips), strides, strict=False)]
+            return [(_spread(total, length, stride, clips)[clip], stride) for clip, stride in enumerate(strides)]
         case _:
-            return [(_draw_start(sample, stream, clip, total, length, stride, request.strides.short), stride) for clip, stride in enumerate(strides)]
+            return [
+                (_draw_start(sample, stream, clip, total, length, stride, request.strides.short), stride)
+                for clip, stride in enumerate(strides)
+            ]
 
 
 def _base_length(request: Request) -> int:
@@ -164,7 +212,9 @@ def _layout_halves(request: Request, start: Fraction, stride: Fraction, count: i
     return halves[:count]
 
 
-def _draw_strides(strides: Strides, sample: Sample, stream: str, total: int, length: int, count: int) -> tuple[list[Fraction], bool]:
+def _draw_strides(
+    strides: Strides, sample: Sample, stream: str, total: int, length: int, count: int
+) -> tuple[list[Fraction], bool]:
     """A stride for each clip, and whether none fitted."""
     choices, fitted = _allowed(strides, total, length)
     if isinstance(choices, Fraction):
@@ -174,7 +224,9 @@ def _draw_strides(strides: Strides, sample: Sample, stream: str, total: int, len
     return [_pick(choices, sample.generator(stream, clip)) for clip in range(count)], False
 
 
-def _allowed(strides: Strides, total: int, length: int) -> tuple[tuple[Fraction, ...] | tuple[float, float] | Fraction, bool]:
+def _allowed(
+    strides: Strides, total: int, length: int
+) -> tuple[tuple[Fraction, ...] | tuple[float, float] | Fraction, bool]:
     """What may be drawn: choices, a range (low, high) of floats, or the one stride there is; and whether anything fits."""
     if isinstance(strides.choices, Between):
         low, high = strides.choices.low, strides.choices.high
@@ -195,10 +247,14 @@ def _pick(choices: tuple, generator: np.random.Generator) -> Fraction:
     if isinstance(choices[0], Fraction):
         return choices[generator.integers(len(choices))]
     low, high = choices
-    return Fraction(floor(generator.uniform(low, high) * 1000), 1000)  # an exact fraction, never above the longest that fits
+    return Fraction(
+        floor(generator.uniform(low, high) * 1000), 1000
+    )  # an exact fraction, never above the longest that fits
 
 
-def _draw_start(sample: Sample, stream: str, clip: int, total: int, length: int, stride: Fraction, short: str) -> Fraction:
+def _draw_start(
+    sample: Sample, stream: str, clip: int, total: int, length: int, stride: Fraction, short: str
+) -> Fraction:
     last = total - span(length, stride)
     if last < 0:  # "loop" starts anywhere and wraps; "clamp" starts at the first frame and repeats the last one
         last = total - 1 if short == "loop" else 0
@@ -220,7 +276,15 @@ def exact(rate: float) -> Fraction:
     return Fraction(str(rate))
 
 
-def _overlapping_times(rates: Sequence[float], strides: Sequence[Fraction], sample: Sample, stream: str, total: int, length: int, frames: int) -> list[tuple[Fraction, Fraction]]:
+def _overlapping_times(
+    rates: Sequence[float],
+    strides: Sequence[Fraction],
+    sample: Sample,
+    stream: str,
+    total: int,
+    length: int,
+    frames: int,
+) -> list[tuple[Fraction, Fraction]]:
     """Two starts whose clips share one of `rates` of their span, forward or backward; drawn again, rate and direction, until both fit.
 
     They lie whole frames apart (in slow motion: whole samples), so that forward and backward share the same frames.
@@ -230,7 +294,7 @@ def _overlapping_times(rates: Sequence[float], strides: Sequence[Fraction], samp
     first = _draw_start(sample, stream, 0, total, length, stride, "fit")
     generator = sample.generator(f"{stream}/placement", ALL_CLIPS)
     for _ in range(TRIES):
-        rate = exact(rates[generator.integers(len(rates))])
+        rate = exact(rates[int(generator.integers(len(rates)))])
         apart = round((1 - rate) * (frames - 1) * stride / unit) * unit
         second = first + apart * (1 if generator.random() < 0.5 else -1)
         if second >= 0 and floor(second + (length - 1) * stride) <= total - 1:
@@ -278,14 +342,16 @@ def random_box(boxes: Boxes, generator: np.random.Generator, frame_size: tuple[i
     return int(top), int(left), box_height, box_width
 
 
-def overlapping_box(first: Box, rates: Sequence[float], generator: np.random.Generator, frame_size: tuple[int, int]) -> Box:
+def overlapping_box(
+    first: Box, rates: Sequence[float], generator: np.random.Generator, frame_size: tuple[int, int]
+) -> Box:
     """A box of the same size that shares one of `rates` of its area with the first, towards one of four corners.
 
     The shared area over the box area differs from the rate by at most 1/(2h) of a box h pixels high (whole pixels are cut).
     """
     top, left, height, width = first
     for _ in range(TRIES):
-        rate = exact(rates[generator.integers(len(rates))])
+        rate = exact(rates[int(generator.integers(len(rates)))])
         down, right = (1 if generator.random() < 0.5 else -1), (1 if generator.random() < 0.5 else -1)
         shared_width = int(generator.integers(ceil(rate * width), width + 1))
         shared_height = min(round(rate * width * height / shared_width), height) if shared_width else 0

@@ -42,7 +42,12 @@ def files(text: str, every_file: bool = False) -> list[str]:
             raise DataError(f"{text}: holds no files; give a folder with videos")
         return found
     splits = _open(text)
-    return [videos.path(index) for videos in (splits.train, splits.test) if videos is not None for index in range(len(videos))]
+    return [
+        videos.path(index)
+        for videos in (splits.train, splits.test)
+        if videos is not None
+        for index in range(len(videos))
+    ]
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -70,7 +75,9 @@ def _open(text: str) -> Splits:
 
 def _list(text: str) -> int:
     splits = _open(text)
-    print(f"{splits.name}: {len(splits.train)} training videos, {len(splits.test) if splits.test else 0} test videos, {len(splits.train.classes)} classes")
+    print(
+        f"{splits.name}: {len(splits.train)} training videos, {len(splits.test) if splits.test else 0} test videos, {len(splits.train.classes)} classes"
+    )
     for note in splits.notes:
         print(f"note: {note}")
     for number, name in enumerate(splits.train.classes):

@@ -14,5 +14,7 @@ def demo(run: str, overrides: Sequence[str]) -> int:
     """Train and evaluate in one go; the exit code."""
     code = train(PLUGINS, None, "demo", run, overrides)
     code = code or evaluate(run, "retrieval,linear", "random", None, [])
-    print(f"everything of this run lies in {run}: config.yaml, plan.json, metrics.jsonl, backbone.safetensors, evaluations/; `tensorboard --logdir {run}` draws the losses")
+    print(
+        f"everything of this run lies in {run}: config.yaml, plan.json, metrics.jsonl, backbone.safetensors, evaluations/; `tensorboard --logdir {run}` draws the losses"
+    )
     return code

@@ -49,27 +49,50 @@ def show(chosen: Chosen) -> int:
     count = count_step(chosen.config, parts)
     console.print(_groups(parts))
     for refusal in parts.plan.refusals:
-        console.print(f"{refusal.slot} stands apart from {refusal.group}: {refusal.field} is {refusal.given} there, {refusal.wants} here", highlight=False)
+        console.print(
+            f"{refusal.slot} stands apart from {refusal.group}: {refusal.field} is {refusal.given} there, {refusal.wants} here",
+            highlight=False,
+        )
     console.print(_cost(chosen.config, parts, count))
-    print(f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} teacher); decodes per video: {count.decodes:g}")
+    print(
+        f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} teacher); decodes per video: {count.decodes:g}"
+    )
     return 0
 
 
 def _groups(parts: Parts) -> Table:
-    table = Table("group", "read by", "clips", "frames", "size", "geometry", "appearance", title="clips that are shared")
+    table = Table(
+        "group", "read by", "clips", "frames", "size", "geometry", "appearance", title="clips that are shared"
+    )
     for number, group in enumerate(parts.plan.groups):
         request = group.request
         readers = ", ".join(f"{slot} ({count})" for slot, count in group.members.items())
-        geometry = "; ".join(f"{field} {_short(describe(getattr(request, field)))}" for field in ("strides", "placement", "boxes", "flips", "turns"))
-        table.add_row(str(number), readers, str(request.least), f"{request.frames}+{request.tail}" if request.tail else str(request.frames),
-                      str(request.size), geometry, _short(describe(request.appearance)))
+        geometry = "; ".join(
+            f"{field} {_short(describe(getattr(request, field)))}"
+            for field in ("strides", "placement", "boxes", "flips", "turns")
+        )
+        table.add_row(
+            str(number),
+            readers,
+            str(request.least),
+            f"{request.frames}+{request.tail}" if request.tail else str(request.frames),
+            str(request.size),
+            geometry,
+            _short(describe(request.appearance)),
+        )
     return table
 
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(_short(inner) if isinstance(inner, dict) or key in ("choices", "probability") else f"{key}={_short(inner)}" if inner != {} else key
-                        for key, inner in value.items())
+        return " ".join(
+            _short(inner)
+            if isinstance(inner, dict) or key in ("choices", "probability")
+            else f"{key}={_short(inner)}"
+            if inner != {}
+            else key
+            for key, inner in value.items()
+        )
     return str(value).replace(" ", "")
 
 
@@ -77,7 +100,10 @@ def _cost(config: RunConfig, parts: Parts, count: Count) -> Table:
     backbone = parts.ensemble.backbone
     card = fingerprint(backbone, config.clip.frames, config.clip.size)
     table = Table("what", "how much", title="cost")
-    table.add_row(f"backbone {config.backbone.name}", f"{card['parameters']:,} parameters, {card['flops'] / 1e9:.3g} GFLOPs (multiply-adds) per clip")
+    table.add_row(
+        f"backbone {config.backbone.name}",
+        f"{card['parameters']:,} parameters, {card['flops'] / 1e9:.3g} GFLOPs (multiply-adds) per clip",
+    )
     for name, objective in parts.ensemble.objectives.items():
         trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
         held = sum(tensor.numel() for tensor in objective.state_dict().values()) - trained
@@ -112,7 +138,10 @@ def count_step(config: RunConfig, parts: Parts) -> Count:
     weights = {name: config.weight(name, config.epochs) or 1.0 for name in parts.ensemble.objectives}
     step = StepInput(clips, raw.index, samples, weights, config.seed, 0, 0, 0.0)
     kept = Counter[str]()
-    with _counted_forwards(parts.ensemble) as forwards, torch.autograd.graph.saved_tensors_hooks(_weigh(kept, parts.ensemble), lambda tensor: tensor):
+    with (
+        _counted_forwards(parts.ensemble) as forwards,
+        torch.autograd.graph.saved_tensors_hooks(_weigh(kept, parts.ensemble), lambda tensor: tensor),
+    ):
         parts.ensemble.train()
         parts.ensemble(step)
     online = forwards[id(parts.ensemble.backbone)]
@@ -144,7 +173,11 @@ def _counted_decodes() -> Iterator[Counter[str]]:
 @contextmanager
 def _counted_forwards(ensemble: nn.Module) -> Iterator[Counter[int]]:
     counted = Counter[int]()
-    handles = [module.register_forward_pre_hook(lambda module, _: counted.update([id(module)])) for module in ensemble.modules() if isinstance(module, Backbone)]
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: counted.update([id(module)]))
+        for module in ensemble.modules()
+        if isinstance(module, Backbone)
+    ]
     try:
         yield counted
     finally:

@@ -45,13 +45,19 @@ def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None,
     return 0
 
 
-def _configure(folder: Path, chosen: Sequence[str], data: str | None, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+def _configure(
+    folder: Path, chosen: Sequence[str], data: str | None, overrides: Sequence[str]
+) -> tuple[RunConfig, dict[str, Any]]:
     """The run's configuration with the command line's changes, and the options of each evaluation."""
     if not chosen:
         raise ConfigError("--evaluations: none is named; for example --evaluations retrieval,linear")
     read_run(folder)
     mine = [override for override in overrides if override.startswith(tuple(f"plugins.{name}." for name in chosen))]
-    config = load_config(str(folder / "config.yaml"), data=place(data) if data else None, overrides=[override for override in overrides if override not in mine])
+    config = load_config(
+        str(folder / "config.yaml"),
+        data=place(data) if data else None,
+        overrides=[override for override in overrides if override not in mine],
+    )
     options = load_config(plugins=chosen, overrides=mine).plugins
     return config, options
 
@@ -64,30 +70,42 @@ def _trained(config: RunConfig, manager: Any, folder: Path) -> nn.Module:
     try:
         backbone.load_state_dict(read_weights(path))
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the backbone {config.backbone.name} ({' '.join(str(error).split())[:200]})") from error
+        raise CheckpointError(
+            f"{path}: does not fit the backbone {config.backbone.name} ({' '.join(str(error).split())[:200]})"
+        ) from error
     return backbone
 
 
-def _evaluation(name: str, plugin: Any, raw: Mapping[str, Any], config: RunConfig, backbone: nn.Module, splits: Splits) -> Evaluation:
+def _evaluation(
+    name: str, plugin: Any, raw: Mapping[str, Any], config: RunConfig, backbone: nn.Module, splits: Splits
+) -> Evaluation:
     if plugin.evaluation is None:
         raise PluginError(f"--evaluations: '{name}' is no evaluation; `vssl plugins` lists those that are")
     options = build(plugin.evaluation.Config, raw, f"plugins.{name}")
     return plugin.evaluation(options, context_of(config, name, backbone, len(splits.train)))
 
 
-def _results(config: RunConfig, nets: Mapping[str, nn.Module], splits: Splits, protocols: Mapping[str, Evaluation], device: torch.device) -> dict[str, dict[str, Result]]:
-    """{evaluation: {net: result}}; every net and extraction once."""
+def _results(
+    config: RunConfig,
+    nets: Mapping[str, nn.Module],
+    splits: Splits,
+    protocols: Mapping[str, Evaluation],
+    device: torch.device,
+) -> dict[str, dict[str, Result]]:
+    """{evaluation: {net: result}}; every video is decoded once for all nets and all evaluations that ask for alike clips."""
     from rich.progress import Progress
 
-    extractions = shared_extractions(protocols, tuple(nets["trained"].stages))
+    nets = {net: backbone.to(device) for net, backbone in nets.items()}
     results: dict[str, dict[str, Result]] = {name: {} for name in protocols}
     with Progress(transient=True) as bar:
-        for net, backbone in nets.items():
-            for extraction, members in extractions.items():
-                task = bar.add_task(f"features, {net}", total=_videos(splits, extraction))
-                features = extract(config, backbone.to(device), splits, extraction, device, lambda count, task=task: bar.advance(task, count))
-                for name in members:
-                    results[name][net] = protocols[name].run(features)
+        for extraction, members in shared_extractions(protocols, tuple(nets["trained"].stages)).items():
+            task = bar.add_task("features", total=_videos(splits, extraction))
+            features = extract(
+                config, nets, splits, extraction, device, lambda count, task=task: bar.advance(task, count)
+            )
+            for name in members:
+                bar.update(task, description=name)
+                results[name] = {net: protocols[name].run(found) for net, found in features.items()}
     return results
 
 
@@ -95,10 +113,19 @@ def _videos(splits: Splits, extraction: Extraction) -> int:
     return sum(len(getattr(splits, split)) for split in extraction.splits)
 
 
-def _write(folder: Path, name: str, config: RunConfig, splits: Splits, results: Mapping[str, Result], backbone: nn.Module) -> None:
+def _write(
+    folder: Path, name: str, config: RunConfig, splits: Splits, results: Mapping[str, Result], backbone: nn.Module
+) -> None:
     clip = config.clip
     result = results["trained"]
-    protocol = {**result.protocol, "frames": clip.frames, "size": clip.size, "stride": clip.stride, "normalisation": clip.normalisation, "data": splits.name}
+    protocol = {
+        **result.protocol,
+        "frames": clip.frames,
+        "size": clip.size,
+        "stride": clip.stride,
+        "normalisation": clip.normalisation,
+        "data": splits.name,
+    }
     value = {
         "evaluation": name,
         "metrics": dict(result.metrics),
@@ -106,8 +133,10 @@ def _write(folder: Path, name: str, config: RunConfig, splits: Splits, results: 
         "protocol": protocol,
         "fingerprint": fingerprint(backbone, clip.frames, clip.size),
         "hashes": {
-            "protocol": digest(protocol), "split": digest([splits.train.digest(), splits.test.digest() if splits.test else None]),
-            "weights": sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16], "config": digest(to_tree(config)),
+            "protocol": digest(protocol),
+            "split": digest([splits.train.digest(), splits.test.digest() if splits.test else None]),
+            "weights": sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16],
+            "config": digest(to_tree(config)),
         },
         "seed": config.seed,
         "tables": dict(result.tables),

@@ -41,13 +41,18 @@ def _all() -> Table:
 
 
 def _one(console: Console, plugin: Plugin, offer: Offer) -> None:
-    console.print(f"[bold]{plugin.name}[/bold], {plugin.kind}, from {offer.distribution} {offer.version} ({offer.module})", highlight=False)
+    console.print(
+        f"[bold]{plugin.name}[/bold], {plugin.kind}, from {offer.distribution} {offer.version} ({offer.module})",
+        highlight=False,
+    )
     console.print((plugin.module.__doc__ or "").strip(), highlight=False, markup=False)
     kind = plugin.objective or plugin.evaluation or plugin.combiner
     config: type[PluginConfig] = kind.Config if kind else PluginConfig
     table = Table("option", "default", "bounds", "meaning", title="options")
     for option, field in config.model_fields.items():
-        table.add_row(option, str(describe(field.get_default(call_default_factory=True))), _bounds(field), field.description or "")
+        table.add_row(
+            option, str(describe(field.get_default(call_default_factory=True))), _bounds(field), field.description or ""
+        )
     if config.model_fields:
         console.print(table)
     if plugin.objective is not None:
@@ -56,9 +61,18 @@ def _one(console: Console, plugin: Plugin, offer: Offer) -> None:
 
 def _bounds(field: FieldInfo) -> str:
     kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
-    kind = str(field.annotation).replace("typing.", "") if "[" in str(field.annotation) or "|" in str(field.annotation) else kind
+    kind = (
+        str(field.annotation).replace("typing.", "")
+        if "[" in str(field.annotation) or "|" in str(field.annotation)
+        else kind
+    )
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "at least", "max_length": "at most"}
-    limits = [f"{sign} {getattr(limit, key)}" for limit in field.metadata for key, sign in signs.items() if getattr(limit, key, None) is not None]
+    limits = [
+        f"{sign} {getattr(limit, key)}"
+        for limit in field.metadata
+        for key, sign in signs.items()
+        if getattr(limit, key, None) is not None
+    ]
     return " ".join([kind, *limits])
 
 
@@ -79,4 +93,6 @@ def _requests(plugin: Plugin) -> Table:
 
 
 def _short(value: Any) -> str:
-    return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{key} {_short(inner)}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
+    )

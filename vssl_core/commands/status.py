@@ -18,10 +18,16 @@ def status(folder: str) -> int:
     if line is None:
         print(f"{folder}: no step is logged yet")
         return 0
-    done = (path / "backbone.json").exists() and json.loads((path / "backbone.json").read_text())["epochs"] >= config.epochs
-    terms = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if "/" in name and not name.startswith("weight/"))
-    print(f"{folder}: {'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of {config.epochs}, loss {line['loss']:.4g} ({terms}), "
-          f"{line['clips_per_second']:.0f} clips/s, {bad} videos skipped")
+    done = (path / "backbone.json").exists() and json.loads((path / "backbone.json").read_text())[
+        "epochs"
+    ] >= config.epochs
+    terms = ", ".join(
+        f"{name} {value:.4g}" for name, value in line.items() if "/" in name and not name.startswith("weight/")
+    )
+    print(
+        f"{folder}: {'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of {config.epochs}, loss {line['loss']:.4g} ({terms}), "
+        f"{line['clips_per_second']:.0f} clips/s, {bad} videos skipped"
+    )
     return 0
 
 

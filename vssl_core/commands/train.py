@@ -32,11 +32,20 @@ def configure(plugins: str | None, config: str | None, data: str | None, overrid
     """The configuration of a command line."""
     settled = load_config(config, plugins=names(plugins), data=place(data) if data else None, overrides=overrides)
     if not settled.plugins:
-        raise ConfigError("plugins: none is chosen; name some with --plugins, for example --plugins stor,pace,byol (`vssl plugins` lists them)")
+        raise ConfigError(
+            "plugins: none is chosen; name some with --plugins, for example --plugins stor,pace,byol (`vssl plugins` lists them)"
+        )
     return settled
 
 
-def train(plugins: str | None, config: str | None, data: str | None, run: str | None, overrides: Sequence[str], dry_run: bool = False) -> int:
+def train(
+    plugins: str | None,
+    config: str | None,
+    data: str | None,
+    run: str | None,
+    overrides: Sequence[str],
+    dry_run: bool = False,
+) -> int:
     """Train to the end, or print what would be trained."""
     from vssl_core.run.build import choose
 

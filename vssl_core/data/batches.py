@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from vssl_core.data.appearance import Normalisation, Recipe, apply
+from vssl_core.data.appearance import Normalisation, apply
 from vssl_core.data.clips import RawBatch
+from vssl_core.looks import Recipe
 from vssl_core.requests import Group
 from vssl_core.views import Windows
 
@@ -23,7 +24,9 @@ class PreparedClip:
     measures: dict[str, Tensor]  # {name: (B, ...)}
 
 
-def prepare(raw: RawBatch, groups: Sequence[Group], recipes: Sequence[Recipe], normalisation: Normalisation) -> list[list[PreparedClip]]:
+def prepare(
+    raw: RawBatch, groups: Sequence[Group], recipes: Sequence[Recipe], normalisation: Normalisation
+) -> list[list[PreparedClip]]:
     """For each group, its clips; a clip does not depend on how many others its group has."""
     return [
         [_prepare(data, clip, group, recipe, normalisation) for clip in range(data["clips"].shape[1])]

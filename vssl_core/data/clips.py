@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vssl_core.data import decode
-from vssl_core.data.appearance import Recipe
-from vssl_core.data.appearance import draw as draw_appearance
 from vssl_core.data.videos import Videos
 from vssl_core.errors import DataError, VideoError
+from vssl_core.looks import Recipe
+from vssl_core.looks import draw as draw_appearance
 from vssl_core.requests import Group
 from vssl_core.views import window_arrays
 from vssl_core.windows import Sample, Window, draw_windows
@@ -52,14 +52,24 @@ class Cutter:
         request, stream = self.groups[number].request, f"{self.groups[number].stream}/appearance"
         looks, clips, measured = [], [], []
         for window in windows:
-            clip = _orient(frames.resized(window.indices, window.box, request.size), window)  # (T + tail, S, S, 3) uint8
+            clip = _orient(
+                frames.resized(window.indices, window.box, request.size), window
+            )  # (T + tail, S, S, 3) uint8
             clips.append(clip)
-            looks.append(draw_appearance(self.recipes[number], sample.generator(stream, window.clip), request.frames + request.tail))
+            looks.append(
+                draw_appearance(
+                    self.recipes[number], sample.generator(stream, window.clip), request.frames + request.tail
+                )
+            )
             if request.measures:
                 crop = _orient(frames.rgb(window.indices, window.box), window)
-                measured.append({measure.name: np.asarray(measure.function(crop, clip, window)) for measure in request.measures})
+                measured.append(
+                    {measure.name: np.asarray(measure.function(crop, clip, window)) for measure in request.measures}
+                )
         return {
-            "clips": np.stack(clips), "windows": _stack([window_arrays(window) for window in windows]), "looks": _stack(looks),
+            "clips": np.stack(clips),
+            "windows": _stack([window_arrays(window) for window in windows]),
+            "looks": _stack(looks),
             "measures": _stack(measured) if measured else {},
         }
 
@@ -103,18 +113,32 @@ class RawBatch:
 
     def slice(self, start: int, stop: int) -> RawBatch:
         """The rows from `start` to `stop`."""
-        return RawBatch(self.index[start:stop], self.visits[start:stop], [_slice(group, start, stop) for group in self.groups])
+        return RawBatch(
+            self.index[start:stop], self.visits[start:stop], [_slice(group, start, stop) for group in self.groups]
+        )
 
     def to(self, device: torch.device) -> RawBatch:
-        return RawBatch(self.index.to(device), self.visits, [_move(group, device) for group in self.groups], self.ledger, self.failure)
+        return RawBatch(
+            self.index.to(device),
+            self.visits,
+            [_move(group, device) for group in self.groups],
+            self.ledger,
+            self.failure,
+        )
 
 
 def _slice(tree: Any, start: int, stop: int) -> Any:
-    return {key: _slice(value, start, stop) for key, value in tree.items()} if isinstance(tree, dict) else tree[start:stop]
+    return (
+        {key: _slice(value, start, stop) for key, value in tree.items()} if isinstance(tree, dict) else tree[start:stop]
+    )
 
 
 def _move(tree: Any, device: torch.device) -> Any:
-    return {key: _move(value, device) for key, value in tree.items()} if isinstance(tree, dict) else tree.to(device, non_blocking=True)
+    return (
+        {key: _move(value, device) for key, value in tree.items()}
+        if isinstance(tree, dict)
+        else tree.to(device, non_blocking=True)
+    )
 
 
 class Clips(Dataset):
@@ -133,7 +157,9 @@ class Clips(Dataset):
             try:
                 groups = self.cutter.cut(path, Sample(self.seed, visit.epoch, visit.visit, video))
             except VideoError as error:
-                ledger.append({"path": path, "reason": error.reason, "video": video, "epoch": visit.epoch, "replacement": None})
+                ledger.append(
+                    {"path": path, "reason": error.reason, "video": video, "epoch": visit.epoch, "replacement": None}
+                )
                 continue
             for line in ledger:
                 line["replacement"] = path
@@ -153,7 +179,11 @@ def collate(samples: Sequence[dict[str, Any]]) -> RawBatch:
     ledger = [line for sample in samples for line in sample["ledger"]]
     read = [sample for sample in samples if sample["groups"] is not None]
     visits = [sample["visit"] for sample in read]
-    groups = [_tensors([sample["groups"][number] for sample in read]) for number in range(len(read[0]["groups"]))] if read else []
+    groups = (
+        [_tensors([sample["groups"][number] for sample in read]) for number in range(len(read[0]["groups"]))]
+        if read
+        else []
+    )
     failure = None
     if len(read) < len(samples):
         failure = f"{ledger[0]['path']}: {ledger[0]['reason']}" if ledger else "no video could be read"
@@ -172,8 +202,14 @@ class ClipLoader:
     def __init__(self, dataset: Clips, workers: int, pin: bool = False) -> None:
         self._batches: list[Sequence[Visit]] = []
         self._loader = DataLoader(
-            dataset, batch_sampler=_Given(self), num_workers=workers, collate_fn=collate, pin_memory=pin,
-            prefetch_factor=2 if workers else None, persistent_workers=workers > 0, worker_init_fn=_start_worker if workers else None,
+            dataset,
+            batch_sampler=_Given(self),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            prefetch_factor=2 if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker if workers else None,
             generator=torch.Generator().manual_seed(0),  # its own, so that starting workers draws no global number
         )
 
@@ -182,8 +218,16 @@ class ClipLoader:
         self._batches = list(batches)
         for batch in self._loader:
             if batch.failure and self._loader.dataset.replace:
-                raise DataError(f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run `vssl data check` on the source")
+                raise DataError(
+                    f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run `vssl data check` on the source"
+                )
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
     @property
     def given(self) -> list[Sequence[Visit]]:
@@ -206,8 +250,10 @@ class _Given:
 
 def _start_worker(worker: int) -> None:
     """One thread each, and leave interrupts to the training process."""
+    import gc
     import signal
 
+    gc.freeze()  # what was inherited stays as it is: collecting another loader here would look for workers that are not ours
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

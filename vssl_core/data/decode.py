@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vssl_core.data import packets
+from vssl_core.data.containers import no_frame, opened, sentence, single_threaded, video_streams
 from vssl_core.data.frames import Frames
+from vssl_core.data.with_torchcodec import read_with_torchcodec
 from vssl_core.errors import ConfigError, VideoError
 
-__all__ = ["BACKENDS", "EndedEarly", "Frames", "Scan", "read", "scan"]
+__all__ = ["BACKENDS", "EndedEarly", "Frames", "Scan", "read", "scan", "sequence"]
 
 BACKENDS = ("pyav", "torchcodec")
 
@@ -47,7 +47,8 @@ class Scan:
     height: int  # of the first frame as shown
     width: int
     rotation: int  # 0, 90, 180 or 270 degrees counter-clockwise, to be applied for display
-    stream: int = -1  # position in the container; -1: choose again
+    rate: Fraction | None = field(default=None, compare=False)  # frames per second on average, if the header says
+    stream: int = field(default=-1, compare=False)  # position in the container; -1: choose again
     # The time of frame i where times prove which frame is which, else None: count from the start. Seldom irregular.
     times: range | NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
     # Frames that decoding may begin at, ascending; None: only at the first.
@@ -59,8 +60,8 @@ def scan(path: str) -> Scan:
     """Count the frames of a video without decoding it; raises VideoError with the true reason."""
     number = 0
     while True:
-        with _open(path) as container:
-            candidates = _video_streams(path, container)
+        with opened(path) as container:
+            candidates = video_streams(path, container)
             if number == len(candidates):
                 raise VideoError(path, "has a header but not a single video frame behind it")
             found = _Survey(path, container, candidates[number]).scan()
@@ -75,82 +76,20 @@ def read(path: str, indices: Sequence[int], scan: Scan | None = None, backend: s
     Frame i is the i-th that a sequential decode gives. Damage in a stretch that nobody asked for may go unnoticed.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"data.backend: must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ConfigError(f"data.decoder: must be one of {', '.join(BACKENDS)}, got {backend!r}")
     facts = scan if scan is not None else _scan(path)
     wanted = sorted({int(i) for i in indices})
     if not wanted or wanted[0] < 0:
         raise ValueError(f"{path}: asks for frames by indices from 0 upwards, got {list(indices)}")
-    frames = None
-    if facts.times is not None and wanted[-1] < len(facts.times):
-        frames = _read_by_time(path, wanted, facts)
-    if frames is None:
-        frames = _read_by_count(path, wanted, facts)
-    return Frames(frames, facts.height, facts.width, facts.rotation)
+    found = read_with_torchcodec(path, wanted, facts) if backend == "torchcodec" else None
+    if found is None and facts.times is not None and wanted[-1] < len(facts.times):
+        found = _read_by_time(path, wanted, facts)
+    if found is None:
+        found = _read_by_count(path, wanted, facts)
+    return Frames(found, facts.height, facts.width, facts.rotation)
 
 
 _scan = scan  # `read` has an argument of that name
-
-
-# --- opening ----------------------------------------------------------------------------------------------------------
-
-
-def _open(path: str) -> InputContainer:
-    av.logging.set_libav_level(av.logging.PANIC)
-    _require_file(path)
-    try:
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except Exception as error:
-        raise VideoError(path, _why_not_opened(error)) from error
-
-
-def _require_file(path: str) -> None:
-    try:
-        facts = os.stat(path)
-    except OSError as error:
-        raise VideoError(path, f"cannot be opened: {(error.strerror or str(error)).lower()}") from error
-    if not stat.S_ISREG(facts.st_mode):
-        raise VideoError(path, "is not a regular file")  # a pipe would be waited for without end
-    if facts.st_size == 0:
-        raise VideoError(path, "the file is empty")
-
-
-def _why_not_opened(error: Exception) -> str:
-    if isinstance(error, av.error.EOFError):
-        return "the file ends inside its header"
-    if isinstance(error, av.error.InvalidDataError):
-        return "is not a video that FFmpeg knows, or its header is damaged"
-    return f"cannot be opened: {_text(error)}"
-
-
-def _text(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
-
-
-def _video_streams(path: str, container: InputContainer) -> list[int]:
-    """The positions of the video streams that can be decoded, default ones first; never a cover picture."""
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    moving = [stream for stream in container.streams.video if not stream.disposition & pictures]
-    if not moving:
-        raise VideoError(path, _why_no_video(container))
-    usable = [stream for stream in moving if stream.codec_context is not None]
-    if not usable:
-        raise VideoError(path, "its video codec is not supported by this FFmpeg")
-    usable.sort(key=lambda stream: not stream.disposition & Disposition.default)
-    return [stream.index for stream in usable]
-
-
-def _why_no_video(container: InputContainer) -> str:
-    if container.streams.video:
-        return "has a cover picture but no moving picture"
-    kinds = sorted({stream.type for stream in container.streams})
-    return f"has no video stream, only {' and '.join(kinds)}" if kinds else "has no stream at all behind its header"
-
-
-def _stream(container: InputContainer, number: int) -> VideoStream:
-    stream: Any = container.streams[number]
-    stream.thread_type = "NONE"  # AUTO and FRAME can hang for ever when a context is freed after a decode error
-    stream.codec_context.thread_count = 1
-    return stream
 
 
 # --- scanning ---------------------------------------------------------------------------------------------------------
@@ -162,7 +101,7 @@ class _Survey:
     def __init__(self, path: str, container: InputContainer, number: int) -> None:
         self.path = path
         self.container = container
-        self.stream = _stream(container, number)
+        self.stream = single_threaded(container, number)
         context = self.stream.codec_context
         self.codec = context.codec.canonical_name
         self.extradata = context.extradata
@@ -185,13 +124,13 @@ class _Survey:
                 if packet.size and not packet.is_discard:
                     self._count(packet)
         except Exception as error:  # a file that is cut off still has the packets before the cut
-            self.trouble = self.trouble or _text(error)
+            self.trouble = self.trouble or sentence(error)
         if self.encrypted and not self.first:
             raise VideoError(self.path, "is encrypted")
         if not self.times:
             return None
         if not self.first:
-            raise VideoError(self.path, _no_frame(self.trouble))
+            raise VideoError(self.path, no_frame(self.trouble))
         return self._facts()
 
     def _decode(self, packet: av.Packet) -> None:
@@ -200,7 +139,7 @@ class _Survey:
         try:
             self.first += packet.decode()
         except Exception as error:
-            self.trouble, self.ended = _text(error), True
+            self.trouble, self.ended = sentence(error), True
         self.ended = self.ended or len(self.first) >= 2
 
     def _count(self, packet: av.Packet) -> None:
@@ -224,11 +163,11 @@ class _Survey:
         if times is not None:
             keys = np.array([k for k in (_index(times, t) for t in sorted(self.key_times)) if k], np.int32)
         skips = times is not None and self.codec in _SKIPPABLE
-        return Scan(len(self.times), height, width, rotation, self.stream.index, times, keys, skips)
+        return Scan(len(self.times), height, width, rotation, self._rate(), self.stream.index, times, keys, skips)
 
-
-def _no_frame(trouble: str) -> str:
-    return f"not a single frame can be decoded{f' ({trouble})' if trouble else ''}"
+    def _rate(self) -> Fraction | None:
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return Fraction(rate) if rate else None
 
 
 def _table(times: list[int | None], first: list[VideoFrame]) -> range | NDArray[np.int64] | None:
@@ -258,37 +197,43 @@ def _index(times: range | NDArray[np.int64], time: int | None) -> int | None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
+def sequence(path: str, stream: int = -1) -> Iterator[VideoFrame]:
+    """Every frame in order; close it if you leave early. Damage raises EndedEarly, before the first frame VideoError."""
+    count = 0
+    with opened(path) as container:
+        number = stream if stream >= 0 else video_streams(path, container)[0]
+        try:
+            for packet in container.demux(single_threaded(container, number)):
+                for frame in packet.decode():
+                    yield frame
+                    count += 1
+        except Exception as error:
+            trouble = sentence(error)
+            if count:
+                raise EndedEarly(path, f"only the first {count} frames can be decoded ({trouble})", count) from error
+            raise VideoError(path, no_frame(trouble)) from error
+    if not count:
+        raise VideoError(path, no_frame(""))
+
+
 def _read_by_count(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoFrame]:
     """Decode from the start and count; right for every file that can be decoded at all."""
     kept: dict[int, VideoFrame] = {}
-    count, last, missing = 0, wanted[-1], set(wanted)
-    trouble = "the file ends there"
-    with _open(path) as container:
-        frames = _in_sequence(container, facts.stream if facts.stream >= 0 else _video_streams(path, container)[0])
-        try:
-            for frame in frames:
-                if count in missing:
-                    kept[count] = frame
-                count += 1
-                if count > last:
-                    return kept
-        except Exception as error:
-            trouble = _text(error)
-    if count == 0:
-        raise VideoError(path, _no_frame(trouble))
-    raise EndedEarly(path, f"frame {last} was asked for but only {count} can be decoded ({trouble})", count)
-
-
-def _in_sequence(container: InputContainer, number: int) -> Iterator[VideoFrame]:
-    for packet in container.demux(_stream(container, number)):
-        yield from packet.decode()
+    last, missing = wanted[-1], set(wanted)
+    with closing(sequence(path, facts.stream)) as frames:
+        for count, frame in enumerate(frames):
+            if count in missing:
+                kept[count] = frame
+            if count == last:
+                return kept
+    raise EndedEarly(path, f"frame {last} was asked for but the file ends after {count + 1} frames", count + 1)
 
 
 def _read_by_time(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoFrame] | None:
     """Decode only the stretches that hold wanted frames, telling frames by their times; None on any surprise."""
     kept: dict[int, VideoFrame] = {}
-    with _open(path) as container:
-        stream = _stream(container, facts.stream)
+    with opened(path) as container:
+        stream = single_threaded(container, facts.stream)
         try:
             for entry, stretch in _stretches(wanted, facts):
                 kept.update(_read_stretch(container, stream, facts, entry, stretch))

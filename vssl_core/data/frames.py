@@ -17,14 +17,15 @@ Colour = tuple[str, int, int]  # pixel format, colour space and range of a frame
 _PLANAR = {"yuv420p", "yuvj420p"}
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, which FFmpeg converts as BT.601
 _KNOWN_SPACES = {0, 1, 2, 4, 5, 6, 7, 9}  # the values of AVColorSpace that FFmpeg's scaler does not refuse
-_PIXELS_AT_A_TIME = 1 << 20  # so that what is converted is still in the processor's cache when it is scaled
+# Few enough that their memory is used again and not given back to the system after every clip.
+_PIXELS_AT_A_TIME = 1 << 18
 
 
 class Frames:
     """The frames of one video that were asked for; boxes are in pixels of the frame as shown, after rotation.
 
-    FFmpeg converts 4:2:0 fast when it is set up once: so the boxes of a clip are cut from the decoder's planes, piled up
-    into one tall picture, and that is converted. The chroma grid is kept by cutting from even pixels.
+    FFmpeg converts 4:2:0 fast once it is set up: so the boxes of a clip are cut from the decoder's planes, piled up into
+    one tall picture, and that is converted. The chroma grid is kept by cutting from even pixels.
     """
 
     def __init__(self, frames: Mapping[int, VideoFrame | Pixels], height: int, width: int, rotation: int = 0) -> None:
@@ -75,17 +76,17 @@ class Frames:
         if index not in self._planes:
             frame = self._frames[index]
             if isinstance(frame, VideoFrame):
-                self._planes[index] = self._views(frame), (frame.format.name, frame.colorspace, frame.color_range)
+                kind = frame.format.name
+                planes = self._views(frame) if kind in _PLANAR else None
+                self._planes[index] = planes, (kind, frame.colorspace, frame.color_range)
             else:
                 self._planes[index] = None, ("rgb24", 0, 0)
         return self._planes[index]
 
     def _views(self, frame: VideoFrame) -> Planes | None:
         height, width = frame.height, frame.width
-        if frame.format.name not in _PLANAR or (height, width) != self._size_stored():
-            return None
-        if height % 2 or width % 2 or frame.interlaced_frame:
-            return None  # FFmpeg has ways of its own with these
+        if (height, width) != self._size_stored() or height % 2 or width % 2 or frame.interlaced_frame:
+            return None  # FFmpeg has a way of its own with odd sizes and with interlaced frames
         y, u, v = frame.planes
         if min(y.line_size - y.width, u.line_size - u.width, v.line_size - v.width) < 0:
             return None  # stored upside down

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 HEIGHT, WIDTH = 96, 128
-FIELD = np.array([192.0, 192.0])  # pixels; marks wander on this field and come back at its other side, out of sight
-MARKS = 90  # on the field, about a third of them in sight
+FIELD = np.array([208.0, 208.0])  # pixels; marks wander on this field and come back at its other side, out of sight
+MARKS = 40  # on the field, about a third of them in sight
 ZOOM = 0.35  # log2 of the scale lies in [-ZOOM, ZOOM]
 SHAPES = ("discs", "rings", "squares", "crosses")
-REACH = 6  # pixels from a mark's middle to the edge of the patch it is drawn in
+REACH = 12  # pixels from a mark's middle to the edge of the patch it is drawn in
 BASIS = 10  # waves the background is made of
 
 
@@ -35,7 +35,7 @@ class Swarm:
         """A swarm at rest."""
         place = generator.uniform(0, FIELD, (1, MARKS, 2))
         turn, zoom = generator.uniform((0, -ZOOM), (2 * np.pi, ZOOM))
-        return Swarm(place, np.array([turn]), np.array([zoom]), generator.uniform(0, 1, (1, MARKS)))
+        return Swarm(place, np.array([turn]), np.array([zoom]), generator.uniform(0, 1, (1, 1)).repeat(MARKS, 1))
 
     def on_screen(self) -> tuple[np.ndarray, np.ndarray]:
         """Places in pixels of the frame (T, MARKS, 2) and brightness (T, MARKS), for as many frames as anything changes."""
@@ -51,13 +51,13 @@ Motion = Callable[[Swarm, np.ndarray, np.random.Generator], Swarm]
 
 def slide(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
     """All marks move one way."""
-    path = time[:, None, None] * generator.uniform(2.0, 2.6) * _heading(generator.uniform(0, 2 * np.pi))
+    path = time[:, None, None] * generator.uniform(2.6, 3.4) * _heading(generator.uniform(0, 2 * np.pi))
     return replace(swarm, place=swarm.place + path)
 
 
 def stray(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
     """Each mark moves its own way."""
-    paths = generator.uniform(2.0, 2.6) * _heading(generator.uniform(0, 2 * np.pi, MARKS))
+    paths = generator.uniform(2.6, 3.4) * _heading(generator.uniform(0, 2 * np.pi, MARKS))
     return replace(swarm, place=swarm.place + time[:, None, None] * paths)
 
 
@@ -69,7 +69,7 @@ def shake(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swa
 
 def spin(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
     """The swarm turns about its middle."""
-    return replace(swarm, turn=swarm.turn + time * generator.uniform(0.06, 0.09) * generator.choice((-1, 1)))
+    return replace(swarm, turn=swarm.turn + time * generator.uniform(0.08, 0.11) * generator.choice((-1, 1)))
 
 
 def pulse(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
@@ -77,10 +77,9 @@ def pulse(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swa
     return replace(swarm, zoom=ZOOM * (2 * _triangle(_turns(time, (9, 12), generator)) - 1))
 
 
-def twinkle(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
-    """The marks stay and glow up and down, each in its own time."""
-    begin = generator.uniform(0, 1, MARKS)
-    return replace(swarm, glow=_triangle(_turns(time, (6, 8), generator)[:, None] + begin))
+def blink(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
+    """The marks stay and glow up and down together."""
+    return replace(swarm, glow=_triangle(_turns(time, (5, 7), generator))[:, None].repeat(MARKS, 1))
 
 
 def hop(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
@@ -90,13 +89,12 @@ def hop(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm
     return replace(swarm, place=places[stage - stage.min()])
 
 
-def orbit(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
-    """Each mark runs on a circle of its own."""
-    turns = _turns(time, (7, 9), generator)[:, None] + generator.uniform(0, 1, MARKS)
-    return replace(swarm, place=swarm.place + generator.uniform(5, 7) * _heading(2 * np.pi * turns))
+def rest(swarm: Swarm, time: np.ndarray, generator: np.random.Generator) -> Swarm:
+    """The marks stay."""
+    return swarm
 
 
-MOTIONS: dict[str, Motion] = {motion.__name__: motion for motion in (slide, stray, shake, spin, pulse, twinkle, hop, orbit)}
+MOTIONS: dict[str, Motion] = {motion.__name__: motion for motion in (slide, stray, shake, spin, pulse, blink, hop, rest)}
 
 
 def render(motion: str, shape: str, frames: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -104,7 +102,7 @@ def render(motion: str, shape: str, frames: int, generator: np.random.Generator)
     swarm = MOTIONS[motion](Swarm.draw(generator), np.arange(frames), generator)
     places, glow = swarm.on_screen()
     background, colours = _backgrounds(frames, generator), _slow(frames, 3, generator) * 60 + 190
-    size = generator.uniform(3.2, 4.6)
+    size = generator.uniform(6.5, 8.5)
     for frame in range(frames):
         cover = _cover(places[frame % len(places)], glow[frame % len(glow)], shape, size)[..., None]  # (H, W, 1)
         ground = background(frame)
@@ -119,7 +117,7 @@ def _cover(places: np.ndarray, glow: np.ndarray, shape: str, size: float) -> np.
     steps = np.arange(-REACH, REACH + 1)
     away = (corner - places)[:, :, None] + steps  # (marks, 2, patch) from the mark's middle, x and y
     x, y = away[:, 0, None, :], away[:, 1, :, None]
-    patch = np.clip(0.5 - _outside(shape, x, y, size), 0, 1) * (0.15 + 0.85 * glow[:, None, None])
+    patch = np.clip(0.5 - _outside(shape, x, y, size), 0, 1) * (0.4 + 0.6 * glow[:, None, None])
     columns, rows = (corner[:, axis, None] + steps + 2 * REACH for axis in (0, 1))
     canvas = np.zeros((HEIGHT + 4 * REACH, WIDTH + 4 * REACH), np.float32)
     np.maximum.at(canvas, (rows[:, :, None], columns[:, None, :]), patch.astype(np.float32))
@@ -132,7 +130,7 @@ def _outside(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarra
     if shape == "discs":
         return np.hypot(x, y) - size
     if shape == "rings":
-        return np.abs(np.hypot(x, y) - size) - 1.2
+        return np.abs(np.hypot(x, y) - size) - 2.0
     if shape == "squares":
         return np.maximum(x, y) - 0.9 * size
     return np.maximum(np.minimum(x, y) - 0.35 * size, np.maximum(x, y) - 1.2 * size)
@@ -145,8 +143,8 @@ def _backgrounds(frames: int, generator: np.random.Generator) -> Callable[[int],
     phase = column[:, None] * np.cos(along) + row[:, None] * np.sin(along)
     waves = np.sin(phase * (2 * np.pi / length) + generator.uniform(0, 2 * np.pi, BASIS)).astype(np.float32)
     shade = (1.15 - 0.6 * row / HEIGHT)[:, None].astype(np.float32)  # which way is up can be seen
-    strength = _slow(frames, 3 * BASIS, generator).reshape(frames, BASIS, 3) * (24 / np.sqrt(BASIS)) * 1.6
-    level = 65 + 25 * _slow(frames, 3, generator)
+    strength = _slow(frames, 3 * BASIS, generator).reshape(frames, BASIS, 3) * (16 / np.sqrt(BASIS))
+    level = 60 + 20 * _slow(frames, 3, generator)
     return lambda frame: np.clip((waves @ strength[frame] + level[frame]) * shade, 0, 255).reshape(HEIGHT, WIDTH, 3)
 
 

@@ -65,7 +65,11 @@ def synchronise(module: nn.Module) -> nn.Module:
 def _converted(norm: _BatchNorm) -> SyncBatchNorm:
     twin = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     twin.weight, twin.bias = norm.weight, norm.bias
-    twin.running_mean, twin.running_var, twin.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    twin.running_mean, twin.running_var, twin.num_batches_tracked = (
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
+    )
     twin.training = norm.training
     return twin
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import pluggy
 import torch
 from torch import nn
 
 from vssl_core.config import RunConfig, build, check_weights, to_tree
-from vssl_core.data.appearance import NORMALISATIONS, AppearanceSettings, Normalisation, Recipe, resolve
+from vssl_core.data.appearance import NORMALISATIONS, Normalisation
 from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_source
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import world_size
 from vssl_core.errors import ConfigError, PluginError, did_you_mean
+from vssl_core.looks import Recipe, resolve
 from vssl_core.nets.backbones import build_backbone, builtin_backbones, stage_shapes
 from vssl_core.nets.batchnorm import synchronise
 from vssl_core.objective import ClipSettings, Combiner, Context, Objective, PluginConfig
@@ -41,11 +41,17 @@ def choose(config: RunConfig, *, evaluations: bool = False) -> Chosen:
     options = {}
     for name, plugin in plugins.items():
         if plugin.evaluation is not None and plugin.objective is None and not evaluations:
-            raise PluginError(f"plugins: '{name}' is an evaluation, not something to train; use `vssl evaluate --evaluations {name}`")
+            raise PluginError(
+                f"plugins: '{name}' is an evaluation, not something to train; use `vssl evaluate --evaluations {name}`"
+            )
         kind = plugin.objective or plugin.evaluation or plugin.combiner
         options[name] = build(kind.Config if kind else PluginConfig, config.plugins[name], f"plugins.{name}")
-    if config.combine.name is not None and (config.combine.name not in plugins or plugins[config.combine.name].combiner is None):
-        raise ConfigError(f"combine.name: '{config.combine.name}' is not a chosen plugin that offers a combiner{did_you_mean(config.combine.name, plugins)}; add it to --plugins")
+    if config.combine.name is not None and (
+        config.combine.name not in plugins or plugins[config.combine.name].combiner is None
+    ):
+        raise ConfigError(
+            f"combine.name: '{config.combine.name}' is not a chosen plugin that offers a combiner{did_you_mean(config.combine.name, plugins)}; add it to --plugins"
+        )
     check_weights(config, [name for name, plugin in plugins.items() if plugin.objective])
     whole = config.model_copy(update={"plugins": {name: to_tree(option) for name, option in options.items()}})
     return Chosen(manager, plugins, options, whole)
@@ -55,7 +61,9 @@ def open_data(config: RunConfig, manager: pluggy.PluginManager) -> Splits:
     """The lists of videos that the configuration names."""
     section = config.data
     options = SourceOptions(split=section.split, test_fraction=section.test_fraction, group=section.group)
-    return open_source(section.source, section.root, options, offered([builtin_sources(), *manager.hook.vssl_sources()], "source"))
+    return open_source(
+        section.source, section.root, options, offered([builtin_sources(), *manager.hook.vssl_sources()], "source")
+    )
 
 
 def offered(offers: list[Mapping[str, Callable]], what: str) -> dict[str, Callable]:
@@ -78,7 +86,9 @@ def make_backbone(config: RunConfig, manager: pluggy.PluginManager) -> nn.Module
         return more[name]()
     if name not in builtin_backbones() and more:
         known = [*builtin_backbones(), *more]
-        raise ConfigError(f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of {', '.join(known)}")
+        raise ConfigError(
+            f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of {', '.join(known)}"
+        )
     return build_backbone(name)
 
 
@@ -105,16 +115,23 @@ class Parts:
 def recipe_of(config: RunConfig, group: Group) -> Recipe:
     """How the clips of a group look."""
     appearance = group.request.appearance
-    return resolve(AppearanceSettings(**config.appearance.model_dump()), appearance.colour, appearance.per)
+    return resolve(config.appearance, appearance.colour, appearance.per)
 
 
 def context_of(config: RunConfig, name: str, backbone: nn.Module, videos: int) -> Context:
     """What a plugin is told of the run."""
     shapes = stage_shapes(backbone, config.clip.frames, config.clip.size)
     return Context(
-        name=name, clip=ClipSettings(config.clip.frames, config.clip.size, config.clip.stride), backbone=backbone,
-        feature_dim=backbone.feature_dim, stages=shapes, videos=videos, epochs=config.epochs,
-        steps_per_epoch=max(videos // config.batch_size, 1), batch_size=config.batch_size, world_size=world_size(),
+        name=name,
+        clip=ClipSettings(config.clip.frames, config.clip.size, config.clip.stride),
+        backbone=backbone,
+        feature_dim=backbone.feature_dim,
+        stages=shapes,
+        videos=videos,
+        epochs=config.epochs,
+        steps_per_epoch=max(videos // config.batch_size, 1),
+        batch_size=config.batch_size,
+        world_size=world_size(),
     )
 
 
@@ -125,9 +142,13 @@ def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Modu
     if prepare_backbone:
         prepare_backbone(backbone)
     context = context_of(config, "", backbone, videos)
-    objectives = {name: _build_objective(chosen, name, context) for name, plugin in chosen.plugins.items() if plugin.objective}
+    objectives = {
+        name: _build_objective(chosen, name, context) for name, plugin in chosen.plugins.items() if plugin.objective
+    }
     requests = {name: objective.requests() for name, objective in objectives.items()}
-    settled = plan(requests, config.clip_request(), joined=config.views.join, groups=config.views.groups, own=config.views.own)
+    settled = plan(
+        requests, config.clip_request(), joined=config.views.join, groups=config.views.groups, own=config.views.own
+    )
     ensemble = Ensemble(backbone, objectives, _build_combiner(chosen, tuple(objectives)), settled)
     if config.device.sync_batch_norm:
         synchronise(ensemble)
@@ -141,7 +162,9 @@ def _build_objective(chosen: Chosen, name: str, context: Context) -> Objective:
     plugin = chosen.plugins[name]
     objective = plugin.objective(chosen.options[name], replace(context, name=name))  # type: ignore[misc]
     if not isinstance(getattr(objective, "context", None), Context):
-        raise PluginError(f"plugin '{name}' of {plugin.distribution}: {plugin.objective.__name__}.__init__ must call super().__init__(config, context) first")  # type: ignore[union-attr]
+        raise PluginError(
+            f"plugin '{name}' of {plugin.distribution}: {plugin.objective.__name__}.__init__ must call super().__init__(config, context) first"
+        )  # type: ignore[union-attr]
     return objective
 
 
@@ -158,6 +181,10 @@ def check_batch(config: RunConfig, videos: Videos | int) -> None:
     count = videos if isinstance(videos, int) else len(videos)
     pieces = world_size() * config.optim.accumulate
     if config.batch_size % pieces:
-        raise ConfigError(f"batch_size: {config.batch_size} cannot be divided over {world_size()} ranks and {config.optim.accumulate} microbatches; choose a multiple of {pieces}")
+        raise ConfigError(
+            f"batch_size: {config.batch_size} cannot be divided over {world_size()} ranks and {config.optim.accumulate} microbatches; choose a multiple of {pieces}"
+        )
     if count < config.batch_size:
-        raise ConfigError(f"batch_size: {config.batch_size} is more than the {count} videos of the training list; lower it to at most {count}")
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {count} videos of the training list; lower it to at most {count}"
+        )

@@ -30,7 +30,9 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except Exception as error:  # a cut file, a text file, a pickle with code in it: torch raises half a dozen kinds
-        raise CheckpointError(f"{path}: is not a whole checkpoint ({' '.join(str(error).split())[:200]}); delete it, or put one of checkpoints/ in its place") from error
+        raise CheckpointError(
+            f"{path}: is not a whole checkpoint ({' '.join(str(error).split())[:200]}); delete it, or put one of checkpoints/ in its place"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of this version of vssl (format {FORMAT})")
     return state
@@ -40,11 +42,17 @@ def restore_module(module: nn.Module, state: Mapping[str, Tensor], where: str) -
     """Load a module's whole state; one sentence where names or shapes differ."""
     own = module.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [f"{name} is {tuple(state[name].shape)}, this run needs {tuple(own[name].shape)}" for name in own if name in state and own[name].shape != state[name].shape]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, this run needs {tuple(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
     if missing or extra or shapes:
         first = next(iter(shapes or [f"{(missing or extra)[0]} is {'missing' if missing else 'not part of this run'}"]))
-        raise CheckpointError(f"{where}: holds another architecture ({first}, {len(missing) + len(extra) + len(shapes)} differences); "
-                              "use the configuration it was made with, or another --run")
+        raise CheckpointError(
+            f"{where}: holds another architecture ({first}, {len(missing) + len(extra) + len(shapes)} differences); "
+            "use the configuration it was made with, or another --run"
+        )
     module.load_state_dict(dict(state))
 
 
@@ -77,7 +85,9 @@ def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     own = modules.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not any(name.startswith("backbone.") for name in fitting):
-        raise CheckpointError(f"init: {path} holds nothing that fits this backbone; choose weights of the same backbone")
+        raise CheckpointError(
+            f"init: {path} holds nothing that fits this backbone; choose weights of the same backbone"
+        )
     modules.load_state_dict(fitting, strict=False)
     return sorted(set(own) - set(fitting)), sorted(set(state) - set(fitting))
 

@@ -27,8 +27,8 @@ from vssl_core.nets.backbones import fingerprint
 from vssl_core.nets.batchnorm import normalisations
 from vssl_core.objective import Objective
 from vssl_core.plugins import check_hooks
-from vssl_core.requests import Request, complete, resolve
 from vssl_core.requests import Group as ClipGroup
+from vssl_core.requests import Request, complete, resolve
 from vssl_core.run import checkpoint
 from vssl_core.run.build import Chosen, Parts, build_parts, check_batch, normalisation_of, recipe_of
 from vssl_core.run.ensemble import StepInput, StepOutput, autocast, check_finite
@@ -47,7 +47,9 @@ class Interrupted(VsslError):
     """A signal asked the run to leave; it has saved."""
 
     def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(f"{folder}: interrupted by {signal.Signals(number).name} and saved; start the same command again to go on")
+        super().__init__(
+            f"{folder}: interrupted by {signal.Signals(number).name} and saved; start the same command again to go on"
+        )
         self.exit_code = 128 + number
 
 
@@ -77,9 +79,13 @@ class Run:
         self.optimizer = build_optimizer(self.ensemble, config.optim)
         self.schedule = build_schedule(config.optim, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.device.precision == "float16")
-        self.ledger = Ledger(folder / "skipped.jsonl" if rank() == 0 else None, len(splits.train), config.data.max_bad_fraction)
+        self.ledger = Ledger(
+            folder / "skipped.jsonl" if rank() == 0 else None, len(splits.train), config.data.max_bad_fraction
+        )
         cutter = Cutter(parts.plan.groups, parts.recipes, config.data.decoder)
-        self._loader = ClipLoader(Clips(splits.train, cutter, config.seed), config.data.workers, pin=self.device.type == "cuda")
+        self._loader = ClipLoader(
+            Clips(splits.train, cutter, config.seed), config.data.workers, pin=self.device.type == "cuda"
+        )
         self._register()
 
     # What plugins read -----------------------------------------------------------------------------------------------
@@ -114,7 +120,9 @@ class Run:
         """Whether the step that was just done is one to log."""
         return self.step % self.config.log.every_steps == 0
 
-    def extract(self, request: Request, encode: Callable[[Any], Mapping[str, Tensor]], train: bool = False) -> dict[str, Any]:
+    def extract(
+        self, request: Request, encode: Callable[[Any], Mapping[str, Tensor]], train: bool = False
+    ) -> dict[str, Any]:
         """{name: (N, ...)} of `encode(batch)` for every training video, once, in index order; `batch["clips"]` are the views.
 
         Windows depend on the video alone. Also 'index' (N,) and 'unreadable'. Equal on every rank; leaves no trace.
@@ -122,10 +130,19 @@ class Run:
         settings = self.config.clip_request()
         group = ClipGroup(complete(resolve(request, settings), settings), {f"{STREAM}/clips": request.least})
         extractor = Extractor(
-            self.videos, group, recipe_of(self.config, group), self._normalisation, self.config.data.decoder, self.config.seed,
-            self.config.data.workers, max(self.config.batch_size // world_size(), 1), self.device,
+            self.videos,
+            group,
+            recipe_of(self.config, group),
+            self._normalisation,
+            self.config.data.decoder,
+            self.config.seed,
+            self.config.data.workers,
+            max(self.config.batch_size // world_size(), 1),
+            self.device,
         )
-        return extractor.run(self.backbone, encode, train=train, modules=[objective for _, objective in self.ensemble.objectives.items()])
+        return extractor.run(
+            self.backbone, encode, train=train, modules=[objective for _, objective in self.ensemble.objectives.items()]
+        )
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -141,6 +158,7 @@ class Run:
                 error = raised
                 raise
             finally:
+                self._loader.close()
                 self.manager.hook.vssl_run_end(run=self, error=error)
 
     def _train_epoch(self, asked: Callable[[], int]) -> None:
@@ -182,7 +200,11 @@ class Run:
             parameter.grad = None
         self.scaler.unscale_(self.optimizer)
         self.manager.hook.vssl_backward_end(run=self)
-        norm = nn.utils.clip_grad_norm_(self.ensemble.parameters(), config.optim.clip_norm) if config.optim.clip_norm else None
+        norm = (
+            nn.utils.clip_grad_norm_(self.ensemble.parameters(), config.optim.clip_norm)
+            if config.optim.clip_norm
+            else None
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._average_statistics()
@@ -206,8 +228,15 @@ class Run:
             part = raw.slice(piece * rows, (piece + 1) * rows) if pieces > 1 else raw
             samples = [Sample(self.config.seed, visit.epoch, visit.visit, visit.video) for visit in part.visits]
             yield StepInput(
-                clips=prepare(part, self.plan.groups, self._parts.recipes, self._normalisation), index=part.index, samples=samples,
-                weights=weights, seed=self.config.seed, step=self.step, epoch=self.epoch, progress=progress, offset=rank() * pieces + piece,
+                clips=prepare(part, self.plan.groups, self._parts.recipes, self._normalisation),
+                index=part.index,
+                samples=samples,
+                weights=weights,
+                seed=self.config.seed,
+                step=self.step,
+                epoch=self.epoch,
+                progress=progress,
+                offset=rank() * pieces + piece,
             )
 
     def _average_statistics(self) -> None:
@@ -215,24 +244,40 @@ class Run:
             norms = normalisations(self.ensemble)
             average(statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
 
-    def _report(self, outputs: Sequence[StepOutput], raw: RawBatch, weights: Mapping[str, float], norm: Tensor | None) -> Report:
+    def _report(
+        self, outputs: Sequence[StepOutput], raw: RawBatch, weights: Mapping[str, float], norm: Tensor | None
+    ) -> Report:
         values = {
-            **{("loss", name): torch.stack([output.losses[name] for output in outputs]).mean() for name in outputs[0].losses},
-            **{("metric", name): torch.stack([output.metrics[name] for output in outputs]).mean() for name in outputs[0].metrics},
+            **{
+                ("loss", name): torch.stack([output.losses[name] for output in outputs]).mean()
+                for name in outputs[0].losses
+            },
+            **{
+                ("metric", name): torch.stack([output.metrics[name] for output in outputs]).mean()
+                for name in outputs[0].metrics
+            },
             ("loss", ""): torch.stack([output.total.detach().float() for output in outputs]).mean(),
         }
         if world_size() > 1 and (self.step % self.config.log.every_steps == 0):
             average(values.values())
         kept = {
-            name: gather_kept({key: torch.cat([output.kept[name][key] for output in outputs]) for key in outputs[0].kept[name]})
+            name: gather_kept(
+                {key: torch.cat([output.kept[name][key] for output in outputs]) for key in outputs[0].kept[name]}
+            )
             for name in outputs[0].kept
         }
         index = gather_kept({"index": raw.index})["index"] if kept else raw.index
         return Report(
-            step=self.step, epoch=self.epoch, loss=values.pop(("loss", "")),
+            step=self.step,
+            epoch=self.epoch,
+            loss=values.pop(("loss", "")),
             losses={name: value for (kind, name), value in values.items() if kind == "loss"},
             metrics={name: value for (kind, name), value in values.items() if kind == "metric"},
-            weights=weights, learning_rate=self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["scale"], kept=kept, index=index, gradient_norm=norm,
+            weights=weights,
+            learning_rate=self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["scale"],
+            kept=kept,
+            index=index,
+            gradient_norm=norm,
         )
 
     # Epochs ----------------------------------------------------------------------------------------------------------
@@ -242,24 +287,36 @@ class Run:
         if rank() == 0:
             offers = [(plugin, order) for plugin, order in self._asked_for_order() if order is not None]
             if len(offers) > 1:
-                raise PluginError(f"plugins: {' and '.join(name for name, _ in offers)} both decide the order of an epoch; choose one of them")
+                raise PluginError(
+                    f"plugins: {' and '.join(name for name, _ in offers)} both decide the order of an epoch; choose one of them"
+                )
             if offers:
                 order = self._checked_order(*offers[0])
             else:
                 order = Sample(self.config.seed, self.epoch, 0, -1).generator("order").permutation(len(self.videos))
         order = np.asarray(broadcast(order), dtype=np.int64)
         if len(order) < self.config.batch_size:
-            raise PluginError(f"plugins: the order of epoch {self.epoch} holds {len(order)} videos, less than one batch of {self.config.batch_size}")
+            raise PluginError(
+                f"plugins: the order of epoch {self.epoch} holds {len(order)} videos, less than one batch of {self.config.batch_size}"
+            )
         return order
 
     def _asked_for_order(self) -> list[tuple[str, Any]]:
         hook = self.manager.hook.vssl_epoch_order
-        return [(implementation.plugin_name, implementation.function(run=self)) for implementation in hook.get_hookimpls()]
+        return [
+            (implementation.plugin_name, implementation.function(run=self)) for implementation in hook.get_hookimpls()
+        ]
 
     def _checked_order(self, name: str, order: Any) -> np.ndarray:
         order = np.asarray(order)
-        if order.ndim != 1 or not np.issubdtype(order.dtype, np.integer) or (len(order) and not (0 <= order.min() and order.max() < len(self.videos))):
-            raise PluginError(f"plugin '{name}': vssl_epoch_order must give whole numbers from 0 to {len(self.videos) - 1}")
+        if (
+            order.ndim != 1
+            or not np.issubdtype(order.dtype, np.integer)
+            or (len(order) and not (0 <= order.min() and order.max() < len(self.videos)))
+        ):
+            raise PluginError(
+                f"plugin '{name}': vssl_epoch_order must give whole numbers from 0 to {len(self.videos) - 1}"
+            )
         return order
 
     def _batches(self) -> list[list[Any]]:
@@ -301,9 +358,15 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that the run is, as tensors and plain values."""
         return {
-            "config": to_yaml(to_tree(self.config)), "step": self.step, "epoch": self.epoch, "position": self.position,
-            "order": None if self.order is None else torch.from_numpy(self.order), "ensemble": self.ensemble.state_dict(),
-            "optimizer": optimizer_state(self.optimizer), "scaler": self.scaler.state_dict(), "generators": checkpoint.generators(),
+            "config": to_yaml(to_tree(self.config)),
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self.position,
+            "order": None if self.order is None else torch.from_numpy(self.order),
+            "ensemble": self.ensemble.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "generators": checkpoint.generators(),
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
@@ -319,8 +382,14 @@ class Run:
     def card(self) -> dict[str, Any]:
         """What `backbone.json` tells: the fingerprint, the normalisation, and how long it was trained."""
         clip = self.config.clip
-        return {**fingerprint(self.backbone, clip.frames, clip.size), "normalisation": clip.normalisation, "epochs": self.epoch,
-                "steps": self.step, "seed": self.config.seed, "plugins": list(self.config.plugins)}
+        return {
+            **fingerprint(self.backbone, clip.frames, clip.size),
+            "normalisation": clip.normalisation,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "seed": self.config.seed,
+            "plugins": list(self.config.plugins),
+        }
 
     # Building --------------------------------------------------------------------------------------------------------
 
@@ -333,7 +402,9 @@ class Run:
         if self.config.init:
             missing, extra = checkpoint.start_from(self.ensemble, Path(self.config.init))
             if rank() == 0:
-                print(f"init: {self.config.init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}")
+                print(
+                    f"init: {self.config.init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}"
+                )
 
     def _arrange(self) -> None:
         """Memory layout, compilation and ranks."""
@@ -343,7 +414,11 @@ class Run:
             self.ensemble.backbone.compile()
         self.module: nn.Module = self.ensemble
         if world_size() > 1:
-            self.module = DistributedDataParallel(self.ensemble, device_ids=[self.device.index] if self.device.type == "cuda" else None, broadcast_buffers=False)
+            self.module = DistributedDataParallel(
+                self.ensemble,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+            )
 
     def _register(self) -> None:
         for name, objective in self.ensemble.objectives.items():
@@ -370,7 +445,9 @@ def choose_device(config: RunConfig) -> torch.device:
     """The device of this rank."""
     kind = config.device.kind
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device.kind: cuda is asked for and torch sees no GPU; run `vssl doctor`, or set device.kind=auto")
+        raise ConfigError(
+            "device.kind: cuda is asked for and torch sees no GPU; run `vssl doctor`, or set device.kind=auto"
+        )
     if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -418,7 +495,9 @@ def _saved(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     if written.exists():
         changed = differences(to_tree(build(RunConfig, read_yaml(str(written)), str(written))), to_tree(config))
         if changed:
-            raise ConfigError(f"--run {folder}: holds a run with another configuration ({'; '.join(changed)}); choose another --run, or give the same configuration to go on")
+            raise ConfigError(
+                f"--run {folder}: holds a run with another configuration ({'; '.join(changed)}); choose another --run, or give the same configuration to go on"
+            )
     path = folder / checkpoint.NAME
     if path.exists():
         return checkpoint.load(path)

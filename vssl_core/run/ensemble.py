@@ -88,7 +88,9 @@ class StepOutput:
 class Ensemble(nn.Module):
     """Backbone, objectives and combiner. `forward` lets each objective ask for its views; the first to ask pays the forward."""
 
-    def __init__(self, backbone: nn.Module, objectives: Mapping[str, Objective], combiner: Combiner, plan: Plan) -> None:
+    def __init__(
+        self, backbone: nn.Module, objectives: Mapping[str, Objective], combiner: Combiner, plan: Plan
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objectives = Objectives(objectives)
@@ -114,7 +116,12 @@ class Ensemble(nn.Module):
             for name in idle:
                 _record(output, name, self._ask(name, step, views, norms))
         if sums:
-            shared = tuple(view.features.map for group in views for view in group if view.features.asked and view.features.map.requires_grad)
+            shared = tuple(
+                view.features.map
+                for group in views
+                for view in group
+                if view.features.asked and view.features.map.requires_grad
+            )
             output.total = self.combiner(sums, step.weights, shared)
         output.total = self._anchor(output, step)
         output.forwards = self.forwards - before
@@ -145,12 +152,19 @@ class Ensemble(nn.Module):
             raise
         except Exception as error:
             shapes = {slot: [tuple(view.clip.shape) for view in seen] for slot, seen in slots.items()}
-            raise ObjectiveError(f"objective '{name}': {type(error).__name__}: {error} (it saw clips of shape {shapes})") from error
+            raise ObjectiveError(
+                f"objective '{name}': {type(error).__name__}: {error} (it saw clips of shape {shapes})"
+            ) from error
         _check_terms(name, terms, trained=torch.is_grad_enabled())
         return terms
 
     def _slots(self, name: str) -> list[str]:
-        return [slot.partition("/")[2] for group in self.plan.groups for slot in group.members if slot.rsplit("/", 1)[0] == name]
+        return [
+            slot.partition("/")[2]
+            for group in self.plan.groups
+            for slot in group.members
+            if slot.rsplit("/", 1)[0] == name
+        ]
 
     def _anchor(self, output: StepOutput, step: StepInput) -> Tensor:
         """Tie parameters that no term reaches into the graph, so that all ranks wait for the same gradients; remember which they are."""
@@ -159,7 +173,11 @@ class Ensemble(nn.Module):
         key = (step.epoch, tuple(output.losses), tuple(name for name, weight in step.weights.items() if weight > 0))
         if key not in self._reach:
             reached = _reached(output.total)
-            self._reach = {key: [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached]}
+            self._reach = {
+                key: [
+                    parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached
+                ]
+            }
         unreached = self._reach[key]
         self.unreached = set(unreached)
         return _Anchor.apply(output.total, *unreached) if unreached else output.total
@@ -194,7 +212,9 @@ def _reached(total: Tensor) -> set[Tensor]:
 
 def _record(output: StepOutput, name: str, terms: Terms) -> None:
     output.losses.update({f"{name}/{term}": loss.detach().float() for term, loss in terms.losses.items()})
-    output.metrics.update({f"{name}/{term}": torch.as_tensor(value).detach().float() for term, value in terms.metrics.items()})
+    output.metrics.update(
+        {f"{name}/{term}": torch.as_tensor(value).detach().float() for term, value in terms.metrics.items()}
+    )
     if terms.keep:
         output.kept[name] = {key: rows.detach() for key, rows in terms.keep.items()}
 
@@ -207,14 +227,18 @@ def _check_terms(name: str, terms: Terms, trained: bool) -> None:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ObjectiveError(f"objective '{name}': loss '{term}' must be a scalar tensor, got {shape}; average it")
         if trained and not loss.requires_grad and float(loss) != 0.0:
-            raise ObjectiveError(f"objective '{name}': loss '{term}' is detached from every parameter; leave it out while it is not in force, or report it as a metric")
+            raise ObjectiveError(
+                f"objective '{name}': loss '{term}' is detached from every parameter; leave it out while it is not in force, or report it as a metric"
+            )
 
 
 def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
     """Raise `NonFiniteError` naming the terms that are not finite numbers."""
     if losses and not bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
         bad = ", ".join(f"{name} = {float(loss)}" for name, loss in losses.items() if not bool(torch.isfinite(loss)))
-        raise NonFiniteError(f"step {step}: {bad}; the last checkpoint is untouched: lower optim.lr or the weight of this objective and start again")
+        raise NonFiniteError(
+            f"step {step}: {bad}; the last checkpoint is untouched: lower optim.lr or the weight of this objective and start again"
+        )
 
 
 def _seed(seed: int, step: int, offset: int, name: str) -> int:

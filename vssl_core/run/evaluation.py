@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vssl_core.config import RunConfig
-from vssl_core.data.appearance import Recipe
 from vssl_core.data.sources import Splits
 from vssl_core.data.videos import Videos
 from vssl_core.errors import DataError
+from vssl_core.looks import Recipe
 from vssl_core.objective import Evaluation, ExtractedFeatures, Needs, SplitFeatures
 from vssl_core.requests import Appearance, Boxes, Centre, Flips, Group, Request, Turns, Uniform, complete, resolve
 from vssl_core.run.build import normalisation_of
@@ -52,42 +52,77 @@ def check_labels(needs: Mapping[str, Needs], splits: Splits) -> None:
         for split in need.splits:
             videos = getattr(splits, split)
             if videos is None or len(videos) == 0:
-                raise DataError(f"evaluation '{name}': {splits.name} has no {split} videos; give a source with both splits")
+                raise DataError(
+                    f"evaluation '{name}': {splits.name} has no {split} videos; give a source with both splits"
+                )
             if need.labels and not videos.labelled:
-                raise DataError(f"evaluation '{name}': needs labels, and the {split} videos of {splits.name} have none; give a labelled source with --data")
+                raise DataError(
+                    f"evaluation '{name}': needs labels, and the {split} videos of {splits.name} have none; give a labelled source with --data"
+                )
 
 
 def test_request(clips: int, settings: Request) -> Request:
     """`clips` evenly spread clips of the run's frames and stride, centre crop, as filmed."""
     request = Request(
-        clips=clips, placement=Uniform(clips), boxes=Boxes(Centre()), flips=Flips(0.0), turns=Turns((0,)), appearance=Appearance("kept", "clip"),
+        clips=clips,
+        placement=Uniform(clips),
+        boxes=Boxes(Centre()),
+        flips=Flips(0.0),
+        turns=Turns((0,)),
+        appearance=Appearance("kept", "clip"),
     )
     return complete(resolve(request, settings), settings)
 
 
-def extract(config: RunConfig, backbone: nn.Module, splits: Splits, extraction: Extraction, device: torch.device,
-            advance: Callable[[int], None] | None = None) -> ExtractedFeatures:
-    """The pooled features (N, clips, D) of every asked stage on every asked split."""
+def extract(
+    config: RunConfig,
+    nets: Mapping[str, nn.Module],
+    splits: Splits,
+    extraction: Extraction,
+    device: torch.device,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, ExtractedFeatures]:
+    """The pooled features (N, clips, D) of every asked stage on every asked split, for each net; videos are decoded once for all."""
     group = Group(test_request(extraction.clips, config.clip_request()), {f"{STREAM}/clips": extraction.clips})
-    found = {}
-    for name in extraction.splits:
-        videos: Videos = getattr(splits, name)
-        extractor = Extractor(videos, group, Recipe(), normalisation_of(config), config.data.decoder, config.seed, config.data.workers, VIDEOS_AT_A_TIME, device)
-        rows = extractor.run(backbone, lambda batch: pooled(batch, extraction.stages), advance=advance)
-        index = rows["index"]
-        if len(index) == 0:
-            raise DataError(f"data: none of the {len(videos)} {name} videos of {splits.name} can be read; run `vssl data check` on it")
-        found[name] = SplitFeatures(
-            vectors={stage: rows[stage] for stage in extraction.stages}, labels=torch.as_tensor(videos.labels)[index].long(),
-            paths=tuple(videos.relative(int(number)) for number in index), unreadable=tuple(videos.relative(number) for number in rows["unreadable"]),
+    found: dict[str, dict[str, SplitFeatures]] = {net: {} for net in nets}
+    for split in extraction.splits:
+        videos: Videos = getattr(splits, split)
+        extractor = Extractor(
+            videos, group, Recipe(), normalisation_of(config), config.data.decoder, config.seed, config.data.workers,
+            VIDEOS_AT_A_TIME, device,
+        )  # fmt: skip
+        first = next(iter(nets.values()))
+        rows = extractor.run(
+            first, lambda batch: pooled(batch, nets, extraction.stages), modules=list(nets.values()), advance=advance
         )
-    return ExtractedFeatures(found, splits.train.classes, tuple(backbone.stages), config.seed)
+        if len(rows["index"]) == 0:
+            raise DataError(
+                f"data: none of the {len(videos)} {split} videos of {splits.name} can be read; run `vssl data check` on it"
+            )
+        for net in nets:
+            found[net][split] = _split_features(videos, rows, net, extraction.stages)
+    stages = tuple(next(iter(nets.values())).stages)
+    return {net: ExtractedFeatures(found[net], splits.train.classes, stages, config.seed) for net in nets}
 
 
-def pooled(batch: Batch, stages: Sequence[str]) -> dict[str, Tensor]:
-    """{stage: (B, clips, D)}: each clip's map averaged over time and space."""
-    views = batch["clips"]
-    return {stage: torch.stack([view.features.stages[stage].mean(dim=(2, 3, 4)) for view in views], dim=1) for stage in stages}
+def _split_features(videos: Videos, rows: Mapping[str, Any], net: str, stages: Sequence[str]) -> SplitFeatures:
+    index = rows["index"]
+    return SplitFeatures(
+        vectors={stage: rows[f"{net}/{stage}"] for stage in stages},
+        labels=torch.from_numpy(videos.labels.copy())[index].long(),
+        paths=tuple(videos.relative(int(number)) for number in index),
+        unreadable=tuple(videos.relative(number) for number in rows["unreadable"]),
+    )
+
+
+def pooled(batch: Batch, nets: Mapping[str, nn.Module], stages: Sequence[str]) -> dict[str, Tensor]:
+    """{'net/stage': (B, clips, D)}: each clip's map averaged over time and space."""
+    found = {}
+    for net, backbone in nets.items():
+        maps = [backbone(view.clip) for view in batch["clips"]]
+        for stage in stages:
+            found[f"{net}/{stage}"] = torch.stack([clip[stage].float().mean(dim=(2, 3, 4)) for clip in maps], dim=1)
+    return found
 
 
 def digest(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vssl_core.data.appearance import Normalisation, Recipe
+from vssl_core.data.appearance import Normalisation
 from vssl_core.data.batches import prepare
 from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import gather_objects, rank, world_size
+from vssl_core.looks import Recipe
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.requests import Group
 from vssl_core.views import Batch, Features, View
@@ -37,8 +38,15 @@ class Extractor:
     batch_size: int  # videos at a time, on each rank
     device: torch.device
 
-    def run(self, backbone: nn.Module, encode: Callable[[Batch], Mapping[str, Tensor]], *, train: bool = False,
-            modules: Sequence[nn.Module] = (), advance: Callable[[int], None] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        backbone: nn.Module,
+        encode: Callable[[Batch], Mapping[str, Tensor]],
+        *,
+        train: bool = False,
+        modules: Sequence[nn.Module] = (),
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
         """{name: (N, ...)} of `encode` for every readable video, with 'index' (N,) and 'unreadable' (their numbers), equal on all ranks.
 
         In eval mode unless `train`; no gradient, and no trace in statistics or generators. `advance` hears how many videos are done.
@@ -51,7 +59,15 @@ class Extractor:
             with torch.no_grad(), still([norm for root in (backbone, *modules) for norm in normalisations(root)]):
                 for raw in self._batches():
                     if len(raw.index):
-                        parts.append({"index": raw.index, **{name: value.cpu() for name, value in encode(self._batch(raw.to(self.device), backbone)).items()}})
+                        parts.append(
+                            {
+                                "index": raw.index,
+                                **{
+                                    name: value.cpu()
+                                    for name, value in encode(self._batch(raw.to(self.device), backbone)).items()
+                                },
+                            }
+                        )
                     if advance:
                         advance(len(raw.index))
         finally:
@@ -60,24 +76,43 @@ class Extractor:
             torch.set_rng_state(state)
         return self._joined(parts)
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[RawBatch]:
         rows = np.array_split(np.arange(len(self.videos)), world_size())[rank()]
         dataset = Clips(self.videos, Cutter((self.group,), (self.recipe,), self.decoder), self.seed, replace=False)
         visits = [Visit(0, 0, int(row)) for row in rows]
-        batches = [visits[start : start + self.batch_size] for start in range(0, len(visits), self.batch_size)]
-        return ClipLoader(dataset, self.workers).load(batches)
+        loader = ClipLoader(dataset, self.workers)
+        try:
+            yield from loader.load(
+                [visits[start : start + self.batch_size] for start in range(0, len(visits), self.batch_size)]
+            )
+        finally:
+            loader.close()
 
     def _batch(self, raw: RawBatch, backbone: nn.Module) -> Batch:
         (clips,) = prepare(raw, (self.group,), (self.recipe,), self.normalisation)
-        views = tuple(View(clip.clip, clip.tail, clip.windows, clip.measures, Features(_lazily(backbone, clip.clip))) for clip in clips)
+        views = tuple(
+            View(clip.clip, clip.tail, clip.windows, clip.measures, Features(_lazily(backbone, clip.clip)))
+            for clip in clips
+        )
         samples = [Sample(self.seed, visit.epoch, visit.visit, visit.video) for visit in raw.visits]
-        return Batch(STREAM, {"clips": views}, raw.index, samples, epoch=0, progress=0.0,
-                     encode=lambda clip: Features(_lazily(backbone, clip)))
+        return Batch(
+            STREAM,
+            {"clips": views},
+            raw.index,
+            samples,
+            epoch=0,
+            progress=0.0,
+            encode=lambda clip: Features(_lazily(backbone, clip)),
+        )
 
     def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Any]:
         own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
         whole = [part for part in gather_objects(own) if part]
-        result: dict[str, Any] = {name: torch.cat([part[name] for part in whole]) for name in whole[0]} if whole else {"index": torch.zeros(0, dtype=torch.long)}
+        result: dict[str, Any] = (
+            {name: torch.cat([part[name] for part in whole]) for name in whole[0]}
+            if whole
+            else {"index": torch.zeros(0, dtype=torch.long)}
+        )
         read = set(result["index"].tolist())
         result["unreadable"] = [number for number in range(len(self.videos)) if number not in read]
         return result

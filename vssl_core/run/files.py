@@ -27,7 +27,9 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         beside_is_left(beside)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise CheckpointError(f"{path}: cannot be written ({reason}); what was there before is untouched: free space or choose another --run, and start again") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); what was there before is untouched: free space or choose another --run, and start again"
+        ) from error
 
 
 def beside_is_left(path: Path) -> None:

@@ -33,8 +33,10 @@ class Ledger:
         bad = len(self.known) if known is None else known
         if bad > self.max_bad_fraction * self.videos:
             where = f", listed in {self.path}" if self.path else ""
-            raise DataError(f"data: {bad} of {self.videos} videos cannot be read, more than data.max_bad_fraction = {self.max_bad_fraction:g} allows{where}; "
-                            "mend or remove them (`vssl data check` finds them all), or raise data.max_bad_fraction")
+            raise DataError(
+                f"data: {bad} of {self.videos} videos cannot be read, more than data.max_bad_fraction = {self.max_bad_fraction:g} allows{where}; "
+                "mend or remove them (`vssl data check` finds them all), or raise data.max_bad_fraction"
+            )
 
 
 def _paths(path: Path) -> list[str]:

@@ -104,8 +104,14 @@ class Progress:
 
         self.console = Console()
         self.bar = Bar(
-            TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"), console=self.console, refresh_per_second=2,
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[terms]}"),
+            console=self.console,
+            refresh_per_second=2,
         )
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
@@ -113,7 +119,11 @@ class Progress:
     @hookimpl
     def vssl_run_start(self, run: Run) -> None:
         """Show where the run stands, and start the bar."""
-        self.console.print(f"[bold]{run.folder}[/bold]: " + (f"resumes at step {run.step}, epoch {run.epoch}" if run.step else "starts"), highlight=False)
+        self.console.print(
+            f"[bold]{run.folder}[/bold]: "
+            + (f"resumes at step {run.step}, epoch {run.epoch}" if run.step else "starts"),
+            highlight=False,
+        )
         self.bar.start()
         self.task = self.bar.add_task("", total=run.total_steps, completed=run.step, epoch=self._epoch(run), terms="")
 
@@ -125,14 +135,20 @@ class Progress:
             self.last = numbers(report)
             self.first = self.first or self.last
             terms = " ".join(f"{name} {self.last[name]:.3g}" for name in report.losses)
-            self.bar.update(self.task, terms=f"{self.last['clips_per_second']:.0f} clips/s, waiting {self.last['data_wait']:.0%}; {terms}")
+            self.bar.update(
+                self.task,
+                terms=f"{self.last['clips_per_second']:.0f} clips/s, waiting {self.last['data_wait']:.0%}; {terms}",
+            )
 
     @hookimpl
     def vssl_epoch_end(self, run: Run) -> None:
         """Where there is no terminal, a line for each epoch."""
         if not self.console.is_terminal and self.last:
-            self.console.print(f"epoch {run.epoch}/{run.config.epochs} step {run.step} loss {self.last['loss']:.4g} "
-                               f"{self.last['clips_per_second']:.0f} clips/s waiting {self.last['data_wait']:.0%}", highlight=False)
+            self.console.print(
+                f"epoch {run.epoch}/{run.config.epochs} step {run.step} loss {self.last['loss']:.4g} "
+                f"{self.last['clips_per_second']:.0f} clips/s waiting {self.last['data_wait']:.0%}",
+                highlight=False,
+            )
 
     @hookimpl
     def vssl_run_end(self, run: Run, error: BaseException | None) -> None:

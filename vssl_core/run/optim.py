@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from fvcore.common.param_scheduler import (
-    CompositeParamScheduler, ConstantParamScheduler, CosineParamScheduler, LinearParamScheduler, MultiStepParamScheduler, ParamScheduler,
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
 )
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,7 +36,9 @@ class Lars(torch.optim.Optimizer):
                 direction = parameter.grad.add(parameter, alpha=group["weight_decay"])
                 if parameter.ndim > 1:
                     sizes = parameter.norm(), direction.norm()
-                    direction = direction * torch.where((sizes[0] > 0) & (sizes[1] > 0), group["trust"] * sizes[0] / sizes[1], torch.ones_like(sizes[0]))
+                    direction = direction * torch.where(
+                        (sizes[0] > 0) & (sizes[1] > 0), group["trust"] * sizes[0] / sizes[1], torch.ones_like(sizes[0])
+                    )
                 buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
                 buffer.mul_(group["momentum"]).add_(direction)
                 parameter.add_(buffer, alpha=-group["lr"])
@@ -43,9 +50,13 @@ def build_optimizer(ensemble: Ensemble, section: OptimSection) -> torch.optim.Op
     if not groups:
         raise PluginError("plugins: nothing is trained; choose at least one plugin with an objective")
     if section.name == "sgd":
-        return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=True)
+        return torch.optim.SGD(
+            groups, lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=True
+        )
     if section.name == "adamw":
-        return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay, fused=True
+        )
     return Lars(groups, section.lr, section.momentum, section.weight_decay)
 
 
@@ -58,7 +69,10 @@ def _groups(ensemble: Ensemble, section: OptimSection) -> dict[tuple, dict[str, 
             continue
         scale, schedule, decay = own.get(parameter, (1.0, "run", None))
         decay = decay if decay is not None else (0.0 if parameter in bare else section.weight_decay)
-        group = groups.setdefault((scale, schedule, decay), {"params": [], "names": [], "scale": scale, "schedule": schedule, "weight_decay": decay})
+        group = groups.setdefault(
+            (scale, schedule, decay),
+            {"params": [], "names": [], "scale": scale, "schedule": schedule, "weight_decay": decay},
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     return groups
@@ -71,15 +85,24 @@ def _own_groups(ensemble: Ensemble) -> dict[nn.Parameter, tuple[float, str, floa
         for group in objective.parameter_groups():
             for parameter in group.parameters:
                 if parameter in own:
-                    raise PluginError(f"plugin '{name}': parameter_groups names a parameter twice; each may be in one group")
+                    raise PluginError(
+                        f"plugin '{name}': parameter_groups names a parameter twice; each may be in one group"
+                    )
                 if parameter not in trained:
-                    raise PluginError(f"plugin '{name}': parameter_groups names a parameter that is not trained in this run")
+                    raise PluginError(
+                        f"plugin '{name}': parameter_groups names a parameter that is not trained in this run"
+                    )
                 own[parameter] = (group.learning_rate_scale, group.schedule, group.weight_decay)
     return own
 
 
 def _undecayed(ensemble: Ensemble) -> set[nn.Parameter]:
-    norms = {parameter for module in ensemble.modules() if isinstance(module, _BatchNorm | nn.LayerNorm) for parameter in module.parameters(recurse=False)}
+    norms = {
+        parameter
+        for module in ensemble.modules()
+        if isinstance(module, _BatchNorm | nn.LayerNorm)
+        for parameter in module.parameters(recurse=False)
+    }
     return norms | {parameter for name, parameter in ensemble.named_parameters() if name.endswith("bias")}
 
 
@@ -136,4 +159,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapp
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in state:
-                optimizer.state[parameter] = {key: value.to(parameter.device) if isinstance(value, torch.Tensor) else value for key, value in state[name].items()}
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device) if isinstance(value, torch.Tensor) else value
+                    for key, value in state[name].items()
+                }

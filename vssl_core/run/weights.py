@@ -28,7 +28,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / CARD).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CARD}: cannot be read ({error}); give the folder of a run that has trained") from error
+        raise CheckpointError(
+            f"{folder / CARD}: cannot be read ({error}); give the folder of a run that has trained"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -55,6 +57,8 @@ def load_backbone(folder: str | Path) -> nn.Module:
     try:
         backbone.load_state_dict(read_weights(folder / WEIGHTS))
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: does not fit a {card['name']} ({' '.join(str(error).split())})") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: does not fit a {card['name']} ({' '.join(str(error).split())})"
+        ) from error
     backbone.card = card
     return backbone.eval()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vssl_pace.contrast import contrast
 
 READINGS = ("row", "global_anchor", "global_ratio")
@@ -38,7 +39,10 @@ def plain(rows: list[list[float]], keys: list[int], reading: str) -> float:
     return total / len(anchors)
 
 
-@given(keys=st.lists(st.integers(-1, 3), min_size=2, max_size=9), reading=st.sampled_from(READINGS), seed=st.integers(0, 999))
+@given(
+    keys=st.lists(st.integers(-1, 3), min_size=2, max_size=9), reading=st.sampled_from(READINGS),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=150, deadline=None)
 def test_each_reading_is_its_plain_sum(keys: list[int], reading: str, seed: int) -> None:
     rows = torch.randn(len(keys), 5, generator=torch.Generator().manual_seed(seed)).requires_grad_()
@@ -51,7 +55,8 @@ def test_each_reading_is_its_plain_sum(keys: list[int], reading: str, seed: int)
 @pytest.mark.parametrize("videos", [2, 5])
 def test_equal_features_give_the_logarithm_of_the_number_of_pairs(videos: int) -> None:
     rows, keys = torch.ones(2 * videos, 4), torch.arange(videos).repeat(2)
-    expected = {"row": log(2 * videos - 1), "global_ratio": log(2 * videos - 1), "global_anchor": log(2 * videos * (2 * videos - 1))}
+    others = 2 * videos - 1
+    expected = {"row": log(others), "global_ratio": log(others), "global_anchor": log(2 * videos * others)}
     for reading in READINGS:
         assert contrast(rows, keys, reading).item() == pytest.approx(expected[reading], rel=1e-5)
 
@@ -125,11 +130,9 @@ def test_two_ranks_contrast_what_one_rank_would(tmp_path: Path) -> None:
     """The average of the ranks' losses, and the gradient of that average, are those of one rank with all clips."""
     cases = {"videos": [0, 0, 1, 1, 2, 2, 3, 3], "paces": [0, 1, 0, -1, 2, 0, 1, 3], "none": list(range(8))}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path / "store"), str(tmp_path), json.dumps(cases)],
-                         env=environment)
-        for rank in range(2)
-    ]
+    told = [str(tmp_path / "store"), str(tmp_path), json.dumps(cases)]
+    command = [sys.executable, "-c", TWO_RANKS]
+    ranks = [subprocess.Popen([*command, str(rank), *told], env=environment) for rank in range(2)]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for name, keys in cases.items():

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vssl_rotation.objective import Rotation
 
 from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, Features, Request, Sample, View, Window, Windows
 from vssl_core.config import RunConfig, build, to_tree
 from vssl_core.requests import plan
 from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
+from vssl_rotation.objective import Rotation
 
 DIM = 6
 ANYTHING = {name: ANY for name in ("strides", "placement", "boxes", "flips", "turns", "appearance")}
