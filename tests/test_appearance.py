@@ -192,7 +192,7 @@ def test_composed_steps_equal_the_plain_steps_in_any_order(
 
 @pytest.mark.parametrize("name", list(NORMALISATIONS))
 def test_normalisation_is_folded_into_the_matrix_and_the_clamp(name: str) -> None:
-    normalisation, recipe = NORMALISATIONS[name], resolve(AppearanceSettings(preset="pace"), "jittered", "frame")
+    normalisation, recipe = NORMALISATIONS[name], resolve(AppearanceSettings(preset="vivid"), "jittered", "frame")
     clip, parameters = noise(8), collate(recipe, range(8), 3)
     unit = channels_last(apply(clip, parameters, recipe, UNIT))
     expected = (unit - np.array(normalisation.mean)) / np.array(normalisation.deviation)
@@ -287,7 +287,7 @@ def test_mean_colour_is_exact_for_large_frames() -> None:
 
 
 @pytest.mark.parametrize("exact_hue", [False, True])
-@pytest.mark.parametrize("preset", ["default", "simclr", "cstp", "pace", "mlrep", "saccades"])
+@pytest.mark.parametrize("preset", ["default", "strong", "cstp", "vivid", "mlrep", "soft"])
 def test_a_static_video_stays_static_per_clip_and_flickers_per_frame(preset: Any, exact_hue: bool) -> None:
     clip = noise(1, 1).expand(20, 6, -1, -1, -1)
     chosen = AppearanceSettings(preset=preset, exact_hue=exact_hue, gate_probability=1.0, jitter_probability=1.0)
@@ -302,7 +302,7 @@ def test_a_static_video_stays_static_per_clip_and_flickers_per_frame(preset: Any
 
 
 def test_per_frame_draws_have_their_own_chance() -> None:
-    recipe = resolve(AppearanceSettings(preset="pace"), "jittered", "frame")
+    recipe = resolve(AppearanceSettings(preset="vivid"), "jittered", "frame")
     colour = draw(recipe, np.random.default_rng(0), 4000)["colour"]
     untouched = (colour == np.eye(3, 6, dtype=np.float32)).all(axis=(1, 2))
     assert 0.17 < untouched.mean() < 0.23
@@ -496,7 +496,7 @@ def test_the_clip_is_left_as_it_came() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("preset", ["default", "pace", "cstp", "simclr"])
+@pytest.mark.parametrize("preset", ["default", "vivid", "cstp", "strong"])
 def test_a_gpu_gives_what_the_cpu_gives(preset: Any) -> None:
     recipe = resolve(AppearanceSettings(preset=preset, gate_probability=1.0), "jittered", "frame")
     clip, parameters = noise(8, 8, 32, 32), collate(recipe, range(8), 8)
@@ -520,15 +520,15 @@ def test_presets_are_those_of_the_papers() -> None:
         recipe = PRESETS[name]
         return recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue, recipe.jitter_probability
 
-    assert strengths("default") == strengths("cstp") == strengths("saccades") == (0.4, 0.4, 0.4, 0.1, 0.8)
-    assert strengths("simclr") == (0.6, 0.6, 0.6, 0.15, 0.8)
-    assert strengths("pace") == (0.8, 0.8, 0.8, 0.2, 0.8)
+    assert strengths("default") == strengths("cstp") == strengths("soft") == (0.4, 0.4, 0.4, 0.1, 0.8)
+    assert strengths("strong") == (0.6, 0.6, 0.6, 0.15, 0.8)
+    assert strengths("vivid") == (0.8, 0.8, 0.8, 0.2, 0.8)
     assert strengths("mlrep") == (0.5, 0.5, 0.5, 0.25, 1.0)
     gray = {name: (recipe.gray_probability, recipe.gray) for name, recipe in PRESETS.items() if recipe.gray_probability}
     cstp, mlrep = (0.2, "channel"), (0.5, "channel")
-    assert gray == {"default": (0.2, "luma"), "simclr": (0.2, "luma"), "cstp": cstp, "mlrep": mlrep}
+    assert gray == {"default": (0.2, "luma"), "strong": (0.2, "luma"), "cstp": cstp, "mlrep": mlrep}
     assert {name for name, recipe in PRESETS.items() if recipe.gray_first} == {"mlrep"}
-    assert {name for name, recipe in PRESETS.items() if recipe.blurs} == {"simclr", "cstp", "saccades"}
+    assert {name for name, recipe in PRESETS.items() if recipe.blurs} == {"strong", "cstp", "soft"}
     assert {name for name, recipe in PRESETS.items() if recipe.tilts} == {"cstp"}
     assert PRESETS["cstp"].gate_probability == 0.3
 

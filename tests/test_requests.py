@@ -22,7 +22,6 @@ from vssl_core.requests import (
     Boxes,
     Centre,
     Contradiction,
-    Fixed,
     Flips,
     Halves,
     Independent,
@@ -192,7 +191,7 @@ resolved = st.builds(
     Request, clips=st.one_of(st.integers(1, 3), st.sampled_from(((1, 2), (1, 3), (2, 4)))),
     frames=st.sampled_from((ANY, 8, 16)), size=st.sampled_from((ANY, 48)), tail=st.integers(0, 2),
     strides=st.one_of(st.just(ANY), strides),
-    placement=st.sampled_from((ANY, Independent(), Overlapping(), Overlapping((0.5, 1.0)), Halves(), Fixed(), Uniform(4))),
+    placement=st.sampled_from((ANY, Independent(), Overlapping(), Overlapping((0.5, 1.0)), Halves(), Uniform(4))),
     boxes=st.one_of(st.just(ANY), boxes), flips=st.sampled_from((ANY, Flips(0.5), Flips(0.0))),
     turns=st.sampled_from((ANY, Turns((0,)), Turns((0, 1, 2, 3)))),
     appearance=st.one_of(st.just(ANY), appearances),
@@ -273,7 +272,7 @@ def test_a_layout_made_for_fewer_clips_contradicts_a_group_that_needs_more() -> 
 
 @pytest.mark.parametrize("placement", [Overlapping(), Halves()])
 def test_clips_placed_by_each_others_span_have_one_stride(placement: object) -> None:
-    """Even where their request says nothing of strides: a neighbour with strides of its own for each clip stands apart."""
+    """Even where their request says nothing of strides: a neighbour that needs a stride for each clip stands apart."""
     pair = {"pair": Request(clips=2, **{**FREE, "placement": placement}, appearance=ANY)}
     of = plan({"pair": pair, "same_context": KNOWN["same_context"]}, RUN)
     assert members(of) == [{"pair"}, {"same_context"}] and of.refusals[0].field == "strides.shared"

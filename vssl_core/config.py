@@ -32,6 +32,7 @@ class Section(BaseModel):
 
 
 class BackboneSection(Section):
+    options: dict[str, Any] = Field(default_factory=dict, description="what its builder takes, for example tiny's channels")
     name: str = Field(
         "tiny", description="which backbone is trained (`vssl plugins` lists those of plugins, docs/backbones.md ours)"
     )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Colour = Literal["jittered", "kept"]
 Per = Literal["clip", "frame"]
-Preset = Literal["none", "default", "simclr", "cstp", "pace", "mlrep", "saccades"]
+Preset = Literal["none", "default", "strong", "cstp", "vivid", "mlrep", "soft"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Strength = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 Sigma = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
@@ -65,16 +65,16 @@ class Recipe:
 PRESETS: dict[str, Recipe] = {
     "none": Recipe(),
     "default": Recipe(0.4, 0.4, 0.4, 0.1, jitter_probability=0.8, gray_probability=0.2),
-    "simclr": Recipe(0.6, 0.6, 0.6, 0.15, jitter_probability=0.8, gray_probability=0.2, blur_probability=0.5),
+    "strong": Recipe(0.6, 0.6, 0.6, 0.15, jitter_probability=0.8, gray_probability=0.2, blur_probability=0.5),
     "cstp": Recipe(
         0.4, 0.4, 0.4, 0.1, jitter_probability=0.8, gray_probability=0.2, gray="channel", blur_probability=0.5,
         angle_degrees=10.0, gate_probability=0.3,
     ),
-    "pace": Recipe(0.8, 0.8, 0.8, 0.2, jitter_probability=0.8),
+    "vivid": Recipe(0.8, 0.8, 0.8, 0.2, jitter_probability=0.8),
     "mlrep": Recipe(
         0.5, 0.5, 0.5, 0.25, jitter_probability=1.0, gray_probability=0.5, gray="channel", gray_first=True
     ),
-    "saccades": Recipe(0.4, 0.4, 0.4, 0.1, jitter_probability=0.8, blur_probability=0.5),
+    "soft": Recipe(0.4, 0.4, 0.4, 0.1, jitter_probability=0.8, blur_probability=0.5),
 }  # fmt: skip
 
 

@@ -29,7 +29,6 @@ def show(name: str | None) -> int:
 def _all() -> Table:
     table = Table("name", "kind", "distribution", "paper", title="plugins")
     for name, offers in installed().items():
-        offer = offers[0]
         distributions = ", ".join(f"{offer.distribution} {offer.version}" for offer in offers)
         try:
             plugin = load([name])[1][name]

@@ -55,7 +55,7 @@ def train(
         from vssl_core.commands.dry_run import show
 
         return show(chosen)
-    folder = Path(run or Path("runs") / "+".join(settled.plugins))
+    folder = Path(run or Path("runs") / ",".join(settled.plugins))
     with ranks(settled):
         from vssl_core.run.build import open_data
         from vssl_core.run.engine import open_run

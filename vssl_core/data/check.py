@@ -1,4 +1,4 @@
-"""The data set's doctor: decode every file to its end in parallel, and say of each what it is or what is wrong with it."""
+"""The data set's doctor: decode every file to its end, in parallel, and say of each what is wrong with it."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Report:
     def write(self, path: str) -> None:
         """Write the findings as JSON, all or nothing; raises DataError where that cannot be done."""
         content = {
-            "files": len(self.findings),
+            "readable": len(self.findings) - len(self.bad),
             "unreadable": len(self.bad),
-            "findings": [asdict(finding) for finding in self.findings],
+            "files": [asdict(finding) for finding in self.findings],
         }
         temporary = f"{path}.{os.getpid()}.part"
         try:
@@ -67,19 +67,23 @@ class Report:
 
 
 def check(
-    rows: Iterable[str], workers: int = 2, seconds_per_file: float = 60.0, progress: bool = True, told: Console | None = None
+    rows: Iterable[str],
+    workers: int = 2,
+    seconds_per_file: float = 60.0,
+    progress: bool = True,
+    console: Console | None = None,
 ) -> Report:
-    """Decode every file in its own time limit, in parallel processes; bad files are printed as they are found."""
+    """Decode every file in parallel processes, each file in its time limit; bad ones are printed to a given console."""
     paths = list(rows)
     findings: list[Finding | None] = [None] * len(paths)
-    with bar(progress) as shown:
+    with bar(console or Console(stderr=True), progress) as shown:
         task = shown.add_task("checking", total=len(paths))
         for position, outcome in each(inspect, paths, workers, seconds_per_file):
             if isinstance(outcome, Lost):
                 outcome = Finding(paths[position], ok=False, reason=outcome.reason)
             findings[position] = outcome
-            if not outcome.ok and told is not None:
-                told.print(Text(f"{outcome.path}: {outcome.reason}"), soft_wrap=True)
+            if not outcome.ok and console is not None:
+                console.print(Text(f"{outcome.path}: {outcome.reason}"), soft_wrap=True)
             shown.advance(task)
     return Report([finding for finding in findings if finding is not None])
 
@@ -108,7 +112,7 @@ def run_check(paths: list[str], out: str | None, workers: int, seconds: float) -
     if out is not None:
         _require_writable(out)
     console = Console()
-    report = check(paths, workers, seconds, progress=True, told=console)
+    report = check(paths, workers, seconds, progress=True, console=console)
     for finding in report.noted:
         console.print(Text(f"{finding.path}: note: {finding.note}"), soft_wrap=True)
     good = len(report.findings) - len(report.bad)
@@ -119,10 +123,10 @@ def run_check(paths: list[str], out: str | None, workers: int, seconds: float) -
     return 1 if report.bad else 0
 
 
-def bar(shown: bool) -> Progress:
-    """A progress bar on the error stream, so that what is found can be piped."""
+def bar(console: Console, shown: bool = True) -> Progress:
+    """A progress bar, where somebody can see it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 
 def _require_writable(path: str) -> None:

@@ -68,6 +68,8 @@ def _require_file(path: str) -> None:
         raise VideoError(path, f"cannot be opened: {sentence(error)}") from error
     except ValueError as error:  # a name that holds a zero byte
         raise VideoError(path, f"is not the name of a file: {sentence(error)}") from error
+    if stat.S_ISDIR(facts.st_mode):
+        raise VideoError(path, "is a folder")
     if not stat.S_ISREG(facts.st_mode):
         raise VideoError(path, "is not a regular file")  # a pipe would be waited for without end
     if facts.st_size == 0:

@@ -109,6 +109,7 @@ class _Survey:
         # AVI has no presentation times: there only a stream without B-frames, one picture a packet, is in known order.
         self.in_order = container.format.name == "avi" and self.codec in {"mpeg4", "mjpeg"}
         self.trusted = self.timed or self.in_order
+        self.packets = 0
         self.times: list[int | None] = []
         self.key_times: list[int | None] = []
         self.first: list[VideoFrame] = []
@@ -121,13 +122,14 @@ class _Survey:
         try:
             for packet in self.container.demux(self.stream):
                 self._decode(packet)
+                self.packets += packet.size > 0
                 if packet.size and not packet.is_discard:
                     self._count(packet)
         except Exception as error:  # a file that is cut off still has the packets before the cut
             self.trouble = self.trouble or sentence(error)
         if self.encrypted and not self.first:
             raise VideoError(self.path, "is encrypted")
-        if not self.times:
+        if not self.packets:
             return None
         if not self.first:
             raise VideoError(self.path, no_frame(self.trouble))
@@ -163,7 +165,8 @@ class _Survey:
         if times is not None:
             keys = np.array([k for k in (_index(times, t) for t in sorted(self.key_times)) if k], np.int32)
         skips = times is not None and self.codec in _SKIPPABLE
-        return Scan(len(self.times), height, width, rotation, self._rate(), self.stream.index, times, keys, skips)
+        frames, stream = max(1, len(self.times)), self.stream.index
+        return Scan(frames, height, width, rotation, self._rate(), stream, times, keys, skips)
 
     def _rate(self) -> Fraction | None:
         rate = self.stream.average_rate or self.stream.guessed_rate
@@ -172,7 +175,7 @@ class _Survey:
 
 def _table(times: list[int | None], first: list[VideoFrame]) -> range | NDArray[np.int64] | None:
     """The times of the frames as presented, where all are there, all differ, and the first frames decoded bear them."""
-    if any(t is None for t in times):
+    if not times or any(t is None for t in times):
         return None
     table = np.sort(np.array(times, np.int64))
     steps = np.diff(table)
@@ -198,7 +201,7 @@ def _index(times: range | NDArray[np.int64], time: int | None) -> int | None:
 
 
 def sequence(path: str, stream: int = -1) -> Iterator[VideoFrame]:
-    """Every frame in order; close it if you leave early. Damage raises EndedEarly, before the first frame VideoError."""
+    """Every frame in order; close it if you leave early. Raises EndedEarly at damage, VideoError without a frame."""
     count = 0
     with opened(path) as container:
         number = stream if stream >= 0 else video_streams(path, container)[0]

@@ -24,8 +24,8 @@ _PIXELS_AT_A_TIME = 1 << 18
 class Frames:
     """The frames of one video that were asked for; boxes are in pixels of the frame as shown, after rotation.
 
-    FFmpeg converts 4:2:0 fast once it is set up: so the boxes of a clip are cut from the decoder's planes, piled up into
-    one tall picture, and that is converted. The chroma grid is kept by cutting from even pixels.
+    FFmpeg converts 4:2:0 fast once it is set up: so the boxes of a clip are cut from the decoder's planes, piled up
+    into one tall picture, and that is converted. The chroma grid is kept by cutting from even pixels.
     """
 
     def __init__(self, frames: Mapping[int, VideoFrame | Pixels], height: int, width: int, rotation: int = 0) -> None:
@@ -98,12 +98,11 @@ class Frames:
         odd_top, odd_left = top % 2, left % 2
         tall, wide = (odd_top + height + 1) // 2 * 2, (odd_left + width + 1) // 2 * 2  # of one tile, even
         pile = VideoFrame(wide, tall * len(planes), colour[0])
-        pile.colorspace = colour[1] if colour[1] in _KNOWN_SPACES else _UNSPECIFIED
-        pile.color_range = colour[2]
+        pile.colorspace, pile.color_range = colour[1:]
         views = [_view(plane) for plane in pile.planes]
         for scale, source, target in zip((1, 2, 2), zip(*planes, strict=True), views, strict=True):
             _stack(source, (top // 2 * 2 // scale, left // 2 * 2 // scale, tall // scale, wide // scale), target)
-        tiles = _view(self._reformatter.reformat(pile, format="rgb24", threads=1).planes[0], 3)
+        tiles = _view(self._reformatter.reformat(known_colours(pile), format="rgb24", threads=1).planes[0], 3)
         tiles = tiles.reshape(len(planes), tall, wide, 3)
         return tiles[:, odd_top : odd_top + height, odd_left : odd_left + width]
 
@@ -112,14 +111,19 @@ class Frames:
         frame = self._frames[index]
         if not isinstance(frame, VideoFrame):
             return frame
-        if frame.colorspace not in _KNOWN_SPACES:
-            frame.colorspace = _UNSPECIFIED
         height, width = self._size_stored()
-        picture = _view(self._reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0], 3)
+        picture = _view(self._reformatter.reformat(known_colours(frame), width, height, "rgb24", threads=1).planes[0], 3)
         picture = picture.reshape(height, width, 3)
         if self._look(index)[0] is None:
             self._frames[index] = picture  # the decoder's frame serves for nothing else: let it go
         return picture
+
+
+def known_colours(frame: VideoFrame) -> VideoFrame:
+    """The frame, its colour space taken for BT.601 if FFmpeg's scaler would refuse it."""
+    if frame.colorspace not in _KNOWN_SPACES:
+        frame.colorspace = _UNSPECIFIED
+    return frame
 
 
 def _view(plane, channels: int = 1) -> Pixels:  # noqa: ANN001

@@ -1,4 +1,4 @@
-"""One function over many items in processes that may hang or crash: each item has a time limit and always an outcome."""
+"""One function over many items, in processes that may hang or crash: each item has a time limit and an outcome."""
 
 from __future__ import annotations
 

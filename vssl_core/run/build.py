@@ -83,13 +83,13 @@ def make_backbone(config: RunConfig, manager: pluggy.PluginManager) -> nn.Module
     more = offered(manager.hook.vssl_backbones(), "backbone")
     name = config.backbone.name
     if name in more:
-        return more[name]()
+        return more[name](**config.backbone.options)
     if name not in builtin_backbones() and more:
         known = [*builtin_backbones(), *more]
         raise ConfigError(
             f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of {', '.join(known)}"
         )
-    return build_backbone(name)
+    return build_backbone(name, **config.backbone.options)
 
 
 def seed_for(seed: int, stream: str) -> None:

@@ -53,7 +53,7 @@ def load_backbone(folder: str | Path) -> nn.Module:
 
     folder = Path(folder)
     card = read_card(folder)
-    backbone = build_backbone(card["name"])
+    backbone = build_backbone(card["name"], **card.get("options", {}))
     try:
         backbone.load_state_dict(read_weights(folder / WEIGHTS))
     except RuntimeError as error:

@@ -1,0 +1,42 @@
+"""What holds of a plugin's module before anything is built: it says what it is, and importing it is cheap."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from vssl_core.plugins import Plugin
+
+HEAVY = ("torch", "torchvision", "torchcodec", "pytorchvideo", "av", "cv2", "faiss", "sklearn", "scipy", "matplotlib", "tensorboard")
+
+PROGRAM = """
+import importlib, sys
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+print("imported:", *(set(sys.modules) - before))
+"""
+
+
+def documentation(plugin: Plugin) -> str | None:
+    """`vssl plugins NAME` prints the module's docstring."""
+    if not (plugin.module.__doc__ or "").strip():
+        return "its module has no docstring; say there in a paragraph what it trains or measures"
+    if not isinstance(getattr(plugin.module, "PAPER", ""), str):
+        return "PAPER must be a string: authors, title, venue and year"
+    return None
+
+
+def imports(plugin: Plugin) -> str | None:
+    """A fresh interpreter that imports the plugin's module gets none of the heavy libraries with it."""
+    name = plugin.module.__name__
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, name], env=environment, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return f"'{name}' cannot be imported in a fresh interpreter ({last}); import what it needs itself"
+    brought = {module.partition(".")[0] for module in done.stdout.rpartition("imported:")[2].split()}
+    heavy = [library for library in HEAVY if library in brought]
+    if heavy:
+        return f"importing '{name}' also imports {', '.join(heavy)}; import the classes inside its hook functions"
+    return None
