@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from vssl_core import looks
 from vssl_core.data import appearance
 from vssl_core.data.appearance import NORMALISATIONS, Normalisation, apply, normalise_only
 from vssl_core.looks import PRESETS, AppearanceSettings, Recipe, draw, resolve
@@ -178,7 +179,7 @@ def test_composed_steps_equal_the_plain_steps_in_any_order(
     brightness, contrast, saturation, hue, chance, channel = uniform
     row = np.array([[0.0, brightness, contrast, saturation, hue, chance, channel]])
     turns = 0.3 * (2 * hue - 1)
-    matrices = appearance._colour_matrices(recipe, row, np.array([turns]))
+    matrices = looks._colour_matrices(recipe, row, np.array([turns]))
     factors = [0.2 + 1.6 * brightness, 0.3 + 1.4 * contrast, 0.4 + 1.2 * saturation, turns]
     names = ["brightness", "contrast", "saturation", "hue"]
     steps = [(names[step], factors[step]) for step in order]
@@ -228,7 +229,7 @@ def test_gray_is_the_luma_or_one_of_the_three_channels() -> None:
 
 
 def hue_matrix(turns: float) -> np.ndarray:
-    return appearance._chroma_matrices(np.ones(1), np.array([turns]))[0]
+    return looks._chroma_matrices(np.ones(1), np.array([turns]))[0]
 
 
 @settings(max_examples=30, deadline=None)

@@ -112,8 +112,8 @@ class Frames:
         if not isinstance(frame, VideoFrame):
             return frame
         height, width = self._size_stored()
-        picture = _view(self._reformatter.reformat(known_colours(frame), width, height, "rgb24", threads=1).planes[0], 3)
-        picture = picture.reshape(height, width, 3)
+        converted = self._reformatter.reformat(known_colours(frame), width, height, "rgb24", threads=1)
+        picture = _view(converted.planes[0], 3).reshape(height, width, 3)
         if self._look(index)[0] is None:
             self._frames[index] = picture  # the decoder's frame serves for nothing else: let it go
         return picture

@@ -229,7 +229,7 @@ def _targets(paths: Sequence[str], root: str, out: str) -> tuple[dict[str, str],
     skipped = []
     for path in dict.fromkeys(paths):
         folder, file = os.path.split(os.path.abspath(path))
-        source = os.path.join(os.path.realpath(folder), file)  # links to folders resolved as in `root`, links to files not
+        source = os.path.join(os.path.realpath(folder), file)  # links resolved as in `root`, but not the file's own
         if _lies_below(source, out):
             continue  # a copy from an earlier time, where `out` is a folder among the videos
         if not _lies_below(source, root):

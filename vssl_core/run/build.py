@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import pluggy
 import torch
@@ -23,6 +22,7 @@ from vssl_core.objective import ClipSettings, Combiner, Context, Objective, Plug
 from vssl_core.plugins import Plugin, load
 from vssl_core.requests import Group, Plan, plan
 from vssl_core.run.ensemble import Ensemble, WeightedSum
+from vssl_core.run.seeds import reseed
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def offered(offers: list[Mapping[str, Callable]], what: str) -> dict[str, Callab
 
 def make_backbone(config: RunConfig, manager: pluggy.PluginManager) -> nn.Module:
     """The backbone with the weights that the run's seed draws: the same in training and as a random baseline."""
-    seed_for(config.seed, "backbone")
+    reseed(config.seed, "backbone")
     more = offered(manager.hook.vssl_backbones(), "backbone")
     name = config.backbone.name
     if name in more:
@@ -90,11 +90,6 @@ def make_backbone(config: RunConfig, manager: pluggy.PluginManager) -> nn.Module
             f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of {', '.join(known)}"
         )
     return build_backbone(name, **config.backbone.options)
-
-
-def seed_for(seed: int, stream: str) -> None:
-    """Seed torch for one part of the building, so that parts do not depend on what is built before them."""
-    torch.manual_seed(int.from_bytes(blake2b(f"{seed}/{stream}".encode(), digest_size=6).digest(), "little"))
 
 
 def normalisation_of(config: RunConfig) -> Normalisation:
@@ -158,7 +153,7 @@ def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Modu
 def _build_objective(chosen: Chosen, name: str, context: Context) -> Objective:
     from dataclasses import replace
 
-    seed_for(chosen.config.seed, f"objective/{name}")
+    reseed(chosen.config.seed, f"objective/{name}")
     plugin = chosen.plugins[name]
     objective = plugin.objective(chosen.options[name], replace(context, name=name))  # type: ignore[misc]
     if not isinstance(getattr(objective, "context", None), Context):
@@ -172,7 +167,7 @@ def _build_combiner(chosen: Chosen, names: tuple[str, ...]) -> Combiner:
     name = chosen.config.combine.name
     if name is None:
         return WeightedSum(PluginConfig(), names)
-    seed_for(chosen.config.seed, f"combiner/{name}")
+    reseed(chosen.config.seed, f"combiner/{name}")
     return chosen.plugins[name].combiner(chosen.options[name], names)  # type: ignore[misc]
 
 

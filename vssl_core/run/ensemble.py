@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
 from vssl_core.data.batches import PreparedClip
+from vssl_core.distributed import world_size
 from vssl_core.errors import VsslError
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Terms, is_scalar
 from vssl_core.requests import Plan
+from vssl_core.run.seeds import reseed
 from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
 
@@ -24,7 +26,10 @@ class ObjectiveError(VsslError):
 
 
 class NonFiniteError(VsslError):
-    """A loss is not a finite number."""
+    """A loss or a weight is not a finite number."""
+
+
+ADVICE = "the last checkpoint is untouched: lower optim.lr or the weight of this objective, and start again"
 
 
 class WeightedSum(Combiner):
@@ -97,65 +102,65 @@ class Ensemble(nn.Module):
         self.combiner = combiner
         self.plan = plan
         self.forwards = 0  # of the backbone, ever: counted for `--dry-run`
-        self.unreached: set[nn.Parameter] = set()  # parameters that no term in force reached in the last forward
-        self._reach: dict[tuple, list[nn.Parameter]] = {}
+        self.unreached: set[nn.Parameter] = set()  # several ranks: what no term in force reached in the last forward
+        self._norms: list[nn.Module] | None = None
+
+    @property
+    def norms(self) -> list:
+        """The batch normalisations that keep running statistics, teachers' and heads' included."""
+        if self._norms is None:
+            self._norms = normalisations(self)
+        return self._norms
 
     def forward(self, step: StepInput) -> StepOutput:
         """The weighted loss of one microbatch."""
-        norms = normalisations(self)
-        views = [[self._view(clip, step, norms) for clip in group] for group in step.clips]
-        active = [name for name in self.objectives if step.weights[name] > 0]
-        idle = [name for name in self.objectives if step.weights[name] <= 0]
+        views = [[self._view(clip) for clip in group] for group in step.clips]
         before, output, sums = self.forwards, StepOutput(step.index.new_zeros((), dtype=torch.float32)), {}
-        for name in active:
-            terms = self._ask(name, step, views, norms)
+        for name in (name for name in self.objectives if step.weights[name] > 0):
+            terms = self._ask(name, step, views)
             if terms.losses:
                 sums[name] = torch.stack([loss.float() for loss in terms.losses.values()]).sum()
             _record(output, name, terms)
-        with torch.no_grad(), still(norms):  # weight 0: evaluated and logged, and nothing moves
-            for name in idle:
-                _record(output, name, self._ask(name, step, views, norms))
+        with torch.no_grad(), still(self.norms):  # weight 0: evaluated and logged, and nothing moves
+            for name in (name for name in self.objectives if step.weights[name] <= 0):
+                _record(output, name, self._ask(name, step, views))
         if sums:
-            shared = tuple(
-                view.features.map
-                for group in views
-                for view in group
-                if view.features.asked and view.features.map.requires_grad
-            )
-            output.total = self.combiner(sums, step.weights, shared)
-        output.total = self._anchor(output, step)
+            output.total = self._combine(sums, step, views)
+        if world_size() > 1 and torch.is_grad_enabled():
+            output.total = self._anchor(output.total)
         output.forwards = self.forwards - before
         return output
 
-    def _view(self, clip: PreparedClip, step: StepInput, norms: list) -> View:
+    def _view(self, clip: PreparedClip) -> View:
         return View(clip.clip, clip.tail, clip.windows, clip.measures, Features(lambda: self._encode(clip.clip)))
 
     def _encode(self, clip: Tensor) -> dict[str, Tensor]:
         self.forwards += 1
         return {name: stage.float() for name, stage in self.backbone(clip).items()}
 
-    def _ask(self, name: str, step: StepInput, views: list[list[View]], norms: list) -> Terms:
-        def private(clip: Tensor) -> Features:
-            with still(norms):
-                stages = self._encode(clip)
-            return Features(lambda: stages)
+    def _encode_privately(self, clip: Tensor) -> Features:
+        with still(self.norms):
+            stages = self._encode(clip)
+        return Features(lambda: stages)
 
+    def _ask(self, name: str, step: StepInput, views: list[list[View]]) -> Terms:
         slots = {}
         for slot in self._slots(name):
             group, count = self.plan.find(f"{name}/{slot}")
             slots[slot] = tuple(views[group][:count])
-        batch = Batch(name, slots, step.index, step.samples, epoch=step.epoch, progress=step.progress, encode=private)
-        torch.manual_seed(_seed(step.seed, step.step, step.offset, name))
+        batch = Batch(
+            name, slots, step.index, step.samples,
+            epoch=step.epoch, progress=step.progress, encode=self._encode_privately,
+        )
+        reseed(step.seed, f"{step.step}/{step.offset}/{name}")
         try:
             terms = self.objectives[name](batch)
+            _check_terms(terms, len(batch), trained=torch.is_grad_enabled())
         except VsslError:
             raise
         except Exception as error:
-            shapes = {slot: [tuple(view.clip.shape) for view in seen] for slot, seen in slots.items()}
-            raise ObjectiveError(
-                f"objective '{name}': {type(error).__name__}: {error} (it saw clips of shape {shapes})"
-            ) from error
-        _check_terms(name, terms, trained=torch.is_grad_enabled())
+            raise ObjectiveError(f"objective '{name}': {_told(error)} ({_seen(slots)})") from error
+        _check_finite(name, terms, step.step + 1, slots)
         return terms
 
     def _slots(self, name: str) -> list[str]:
@@ -166,21 +171,25 @@ class Ensemble(nn.Module):
             if slot.rsplit("/", 1)[0] == name
         ]
 
-    def _anchor(self, output: StepOutput, step: StepInput) -> Tensor:
-        """Tie parameters that no term reaches into the graph, so that all ranks wait for the same gradients; remember which they are."""
-        if not torch.is_grad_enabled():
-            return output.total
-        key = (step.epoch, tuple(output.losses), tuple(name for name, weight in step.weights.items() if weight > 0))
-        if key not in self._reach:
-            reached = _reached(output.total)
-            self._reach = {
-                key: [
-                    parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached
-                ]
-            }
-        unreached = self._reach[key]
+    def _combine(self, sums: Mapping[str, Tensor], step: StepInput, views: list[list[View]]) -> Tensor:
+        features = (view.features for group in views for view in group)
+        shared = tuple(seen.map for seen in features if seen.asked and seen.map.requires_grad)
+        reseed(step.seed, f"{step.step}/{step.offset}/combine")
+        total = self.combiner(sums, step.weights, shared)
+        trained = any(loss.requires_grad for loss in sums.values())
+        if not is_scalar(total) or (trained and not total.requires_grad):
+            shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+            raise ObjectiveError(
+                f"combiner {type(self.combiner).__name__}: must give a scalar that depends on the losses, got {shape}"
+            )
+        return total
+
+    def _anchor(self, total: Tensor) -> Tensor:
+        """Tie parameters that no term reaches into the graph: every rank then waits for the same gradients."""
+        reached = _reached(total)
+        unreached = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached]
         self.unreached = set(unreached)
-        return _Anchor.apply(output.total, *unreached) if unreached else output.total
+        return _Anchor.apply(total, *unreached) if unreached else total
 
 
 class _Anchor(torch.autograd.Function):
@@ -219,30 +228,59 @@ def _record(output: StepOutput, name: str, terms: Terms) -> None:
         output.kept[name] = {key: rows.detach() for key, rows in terms.keep.items()}
 
 
-def _check_terms(name: str, terms: Terms, trained: bool) -> None:
+class _Broken(Exception):
+    """What an objective gave back cannot be used; the text says why."""
+
+
+def _check_terms(terms: Terms, rows: int, trained: bool) -> None:
     if not isinstance(terms, Terms):
-        raise ObjectiveError(f"objective '{name}': forward must return vssl_core.Terms, got {type(terms).__name__}")
+        raise _Broken(f"forward must return vssl_core.Terms, got {type(terms).__name__}")
     for term, loss in terms.losses.items():
         if not is_scalar(loss):
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ObjectiveError(f"objective '{name}': loss '{term}' must be a scalar tensor, got {shape}; average it")
+            raise _Broken(f"loss '{term}' must be a scalar tensor, got {_kind(loss)}; average it")
         if trained and not loss.requires_grad and float(loss) != 0.0:
-            raise ObjectiveError(
-                f"objective '{name}': loss '{term}' is detached from every parameter; leave it out while it is not in force, or report it as a metric"
+            raise _Broken(
+                f"loss '{term}' is detached from every parameter; "
+                "leave it out while it is not in force, or report it as a metric"
             )
+    for term, value in terms.metrics.items():
+        if not (is_scalar(value) or isinstance(value, int | float)) or term in terms.losses:
+            problem = "has the name of a loss" if term in terms.losses else f"must be one number, got {_kind(value)}"
+            raise _Broken(f"metric '{term}' {problem}")
+    for key, value in terms.keep.items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
+            raise _Broken(f"keep '{key}' must have a row for each of the {rows} videos, got {_kind(value)}")
 
 
-def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    """Raise `NonFiniteError` naming the terms that are not finite numbers."""
-    if losses and not bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
-        bad = ", ".join(f"{name} = {float(loss)}" for name, loss in losses.items() if not bool(torch.isfinite(loss)))
-        raise NonFiniteError(
-            f"step {step}: {bad}; the last checkpoint is untouched: lower optim.lr or the weight of this objective and start again"
-        )
+def _kind(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _seed(seed: int, step: int, offset: int, name: str) -> int:
-    return int.from_bytes(blake2b(f"{seed}/{step}/{offset}/{name}".encode(), digest_size=6).digest(), "little")
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, _Broken) else f"{type(error).__name__}: {error}"
+
+
+def _seen(slots: Mapping[str, tuple[View, ...]]) -> str:
+    shapes = {slot: [tuple(view.clip.shape) for view in views] for slot, views in slots.items()}
+    return f"it saw clips of shape {shapes}"
+
+
+def _check_finite(name: str, terms: Terms, step: int, slots: Mapping[str, tuple[View, ...]]) -> None:
+    """On a CPU every loss is looked at; elsewhere that would make the device wait, and saving looks at them."""
+    for term, loss in terms.losses.items():
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise NonFiniteError(f"step {step}: {name}/{term} = {loss.item()} ({_seen(slots)}); {ADVICE}")
+
+
+def check_finite(values: Mapping[str, Tensor], step: int) -> None:
+    """Raise `NonFiniteError` naming the values that are not finite numbers; looks at all of them at once."""
+    if not values:
+        return
+    bad = (~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))).tolist()
+    if any(bad):
+        named = [f"{name} = {float(value)}" for (name, value), no in zip(values.items(), bad, strict=True) if no]
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        raise NonFiniteError(f"step {step}: {', '.join(named[:5])}{more}; {ADVICE}")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
