@@ -1,4 +1,7 @@
-"""The commands behind tools/ and the console command `vssl`. Exit codes: 0 done, 2 your mistake, 130/143 interrupted and saved, 1 anything else."""
+"""The commands behind tools/ and the console command `vssl`.
+
+Exit codes: 0 done, 2 your mistake, 130/143 interrupted and saved, 1 anything else.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class BackboneSection(Section):
-    options: dict[str, Any] = Field(default_factory=dict, description="what its builder takes, for example tiny's channels")
+    options: dict[str, Any] = Field(default_factory=dict, description="what its builder takes, as tiny's channels")
     name: str = Field(
         "tiny", description="which backbone is trained (`vssl plugins` lists those of plugins, docs/backbones.md ours)"
     )
@@ -41,7 +41,7 @@ class BackboneSection(Section):
 class DataSection(Section):
     source: str = Field(
         "demo",
-        description="where the list of videos comes from: folder, csv, list, ucf101, hmdb51, kinetics, demo, or a plugin's",
+        description="where the list comes from: folder, csv, list, ucf101, hmdb51, kinetics, demo, or a plugin's",
     )
     root: str | None = Field(None, description="the folder or list file of the source; null for the demo's own folder")
     split: int = Field(1, ge=1, le=3, description="official split of UCF101 and HMDB51")
@@ -256,7 +256,8 @@ def load_config(
     data: tuple[str, str | None] | None = None,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """The configuration from a file, the command line's choice of plugins and data, and `key=value` overrides, in this order.
+    """The configuration from a file, the command line's choice of plugins and data, and `key=value` overrides, in
+    this order.
 
     `plugins` replaces the set of the file: options of those chosen stay, others' are dropped. Raises `ConfigError`.
     """
@@ -372,7 +373,8 @@ def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
     for name in config.weights:
         if name not in objectives:
             raise ConfigError(
-                f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove the weight or choose the plugin"
+                f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove "
+                "the weight or choose the plugin"
             )
 
 

@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of all ranks in global batch order, (world_size * B, ...), with gradients to the rank that made each."""
+    """The rows (B, ...) of all ranks in global batch order, (world_size * B, ...); gradients reach the rank that made each."""
     if world_size() == 1:
         return rows
     from fvcore.nn.distributed import differentiable_all_gather
@@ -30,9 +30,11 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean of `values` where `mask` holds, over all ranks: what a loss divided by a count that depends on data must use.
+    """The mean of `values` where `mask` holds, over all ranks: what a loss divided by a count that depends on data
+    must use.
 
-    Each rank gives its own share, scaled so that the average of the ranks' results, and of their gradients, is the global mean.
+    Each rank gives its own share, scaled so that the average of the ranks' results, and of their gradients, is the
+    global mean.
     0, still in the graph, where the mask holds nowhere.
     """
     mask = torch.ones_like(values) if mask is None else mask.to(values.dtype).expand_as(values)

@@ -1,6 +1,7 @@
 """The hooks: how plugins are found and what is announced to them. Read this first.
 
-A hook finds; a class works. The first five offer things to the engine, the others announce moments. An implementation may take any
+A hook finds; a class works. The first five offer things to the engine, the others announce moments. An implementation
+may take any
 subset of the arguments. Entry-point group `vssl`; the entry point's name is the plugin's name everywhere.
 """
 
@@ -48,7 +49,10 @@ def vssl_combine() -> type[Combiner]:
 
 @hookspec
 def vssl_epoch_order(run: Run) -> Sequence[int] | None:
-    """The order of videos this epoch: final, may be shorter than the list and repeat videos; None for no opinion. Asked on rank 0."""
+    """The order of videos this epoch: final, may be shorter than the list and repeat videos; None for no opinion.
+
+    Asked on rank 0.
+    """
 
 
 @hookspec

@@ -53,7 +53,8 @@ class Context:
 
         if name not in self.stages:
             raise ConfigError(
-                f"plugins.{self.name}: the backbone has no stage '{name}', it has {', '.join(self.stages)}{did_you_mean(name, self.stages)}"
+                f"plugins.{self.name}: the backbone has no stage '{name}', it has "
+                f"{', '.join(self.stages)}{did_you_mean(name, self.stages)}"
             )
         return self.stages[name]
 
@@ -82,8 +83,10 @@ class ParameterGroup:
 class Objective(nn.Module, ABC):
     """One pretext task or contrastive framework: what it asks of clips, and its losses on them.
 
-    `forward` computes and changes no state but the running statistics of normalisation. Teachers, queues and banks are parameters
-    or buffers, and move in announcements (`@hookimpl def vssl_step_end(self, run, report)`): so they are saved with the run.
+    `forward` computes and changes no state but the running statistics of normalisation. Teachers, queues and banks
+    are parameters
+    or buffers, and move in announcements (`@hookimpl def vssl_step_end(self, run, report)`): so they are saved with
+    the run.
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
@@ -109,7 +112,8 @@ class Objective(nn.Module, ABC):
 class Combiner(nn.Module, ABC):
     """A way from named losses to the scalar that is differentiated; may hold parameters of its own.
 
-    `shared` are the feature maps that several losses may stand on, so that a combiner can look at, and change, gradients there.
+    `shared` are the feature maps that several losses may stand on, so that a combiner can look at, and change,
+    gradients there.
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig

@@ -73,7 +73,8 @@ def load(
     """Import and register the named plugins, in this order.
 
     Raises:
-        PluginError: a name twice, unknown, offered by two distributions, not importable; a hook misspelt or with a wrong argument.
+        PluginError: a name twice, unknown, offered by two distributions, not importable; a hook misspelt or with a
+        wrong argument.
     """
     manager = manager or new_manager()
     _refuse_twice(names)
@@ -97,7 +98,8 @@ def _choose(name: str, offers: dict[str, list[Offer]]) -> Offer:
         )
     if not NAME.fullmatch(name):
         raise PluginError(
-            f"plugins: '{name}' of {offers[name][0].distribution} is not a usable name; its author must use small letters, digits, _ and -"
+            f"plugins: '{name}' of {offers[name][0].distribution} is not a usable name; its author must use "
+            "small letters, digits, _ and -"
         )
     if len(offers[name]) > 1:
         who = " and ".join(f"{offer.distribution} ({offer.module})" for offer in offers[name])

@@ -1,6 +1,7 @@
 """What an objective asks of the clips it reads, and which requests can share one group of clips.
 
-Silence protects: a field that says nothing is `PLAIN`, the run's own setting, and no neighbour may change it. Only `ANY` yields.
+Silence protects: a field that says nothing is `PLAIN`, the run's own setting, and no neighbour may change it. Only
+`ANY` yields.
 """
 
 from __future__ import annotations
@@ -134,7 +135,10 @@ class Turns:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Colour, blur and noise: `jittered` as the run describes, or `kept` as filmed; one draw for each clip or each frame."""
+    """Colour, blur and noise: `jittered` as the run describes, or `kept` as filmed.
+
+    One draw for each clip or each frame.
+    """
 
     colour: Literal["jittered", "kept"] | Any = ANY
     per: Literal["clip", "frame"] | Any = ANY
@@ -142,9 +146,11 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Measure:
-    """A pure function of one clip, run in the loader worker: `function(crop, clip, window)` gives an array of fixed shape.
+    """A pure function of one clip, run in the loader worker: `function(crop, clip, window)` gives an array of fixed
+    shape.
 
-    `clip` is the (T,S,S,3) uint8 result; `crop` the same box at source resolution, flipped and turned alike; tail frames included.
+    `clip` is the (T,S,S,3) uint8 result; `crop` the same box at source resolution, flipped and turned alike; tail
+    frames included.
     """
 
     name: str
@@ -153,7 +159,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Request:
-    """What one slot of an objective needs from the clips it reads. `Request()` is exactly the clip the run describes."""
+    """What one slot of an objective needs from the clips it reads.
+
+    `Request()` is exactly the clip the run describes.
+    """
 
     clips: int | tuple[int, int] = 1  # exactly n, or (least, most): I read at most `most`
     frames: int | Any = PLAIN
@@ -280,7 +289,8 @@ def _union(left: tuple[Measure, ...], right: tuple[Measure, ...]) -> tuple[Measu
     for measure in right:
         if known.setdefault(measure.name, measure) != measure:
             raise PluginError(
-                f"measure '{measure.name}': two plugins give this name to different functions; one of them must rename it"
+                f"measure '{measure.name}': two plugins give this name to different functions; one of them must "
+                "rename it"
             )
     return tuple(known.values())
 
@@ -370,7 +380,8 @@ def plan(
 ) -> Plan:
     """Join the requests of all objectives, in the order of the config.
 
-    `requests` is {objective: {slot: Request}}; `settings` the run's own clip; `groups` pins names together (an objective, or
+    `requests` is {objective: {slot: Request}}; `settings` the run's own clip; `groups` pins names together (an
+    objective, or
     'objective/slot'), `own` keeps names apart, `joined=False` keeps all apart.
 
     Raises:
@@ -446,7 +457,8 @@ def _place(
             )
             if pin is not None:
                 raise ConfigError(
-                    f"views.groups: {_together(pin)} cannot share clips: {refusal.group} has {refusal.field} = {refusal.given}, "
+                    f"views.groups: {_together(pin)} cannot share clips: {refusal.group} has {refusal.field} = "
+                    f"{refusal.given}, "
                     f"{refusal.slot} wants {refusal.wants}; take one of them out of the group"
                 ) from None
             refusals.append(refusal)

@@ -69,7 +69,10 @@ def window_arrays(window: Window) -> dict[str, np.ndarray | np.generic]:
 
 
 class Features:
-    """The backbone's answer to one clip: computed when first asked for, remembered, shared by all who ask. Never change it in place."""
+    """The backbone's answer to one clip: computed when first asked for, remembered, shared by all who ask.
+
+    Never change it in place.
+    """
 
     def __init__(self, compute: Callable[[], dict[str, Tensor]]) -> None:
         self._compute: Callable[[], dict[str, Tensor]] | None = compute

@@ -57,7 +57,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Window:
-    """What one clip shows: which frames, which box, mirrored or turned. Frame i is frame floor(start + i*stride) of the video."""
+    """What one clip shows: which frames, which box, mirrored or turned.
+
+    Frame i is frame floor(start + i*stride) of the video.
+    """
 
     video: int
     visit: int
@@ -89,9 +92,11 @@ class Window:
         return self.nominal < self.total
 
     def carry(self, field: np.ndarray, vector: bool = False) -> np.ndarray:
-        """Take a field (..., H, W) or, with `vector`, (..., 2, H, W) of (x, y) components, from frame to clip orientation.
+        """Take a field (..., H, W) or, with `vector`, (..., 2, H, W) of (x, y) components, from frame to clip
+        orientation.
 
-        The field covers the window's box; it is mirrored and turned as the clip was, vectors with it (a mirrored x is negated).
+        The field covers the window's box; it is mirrored and turned as the clip was, vectors with it (a mirrored x is
+        negated).
         """
         if self.flip:
             field = field[..., ::-1]
@@ -227,7 +232,10 @@ def _draw_strides(
 def _allowed(
     strides: Strides, total: int, length: int
 ) -> tuple[tuple[Fraction, ...] | tuple[float, float] | Fraction, bool]:
-    """What may be drawn: choices, a range (low, high) of floats, or the one stride there is; and whether anything fits."""
+    """What may be drawn: choices, a range (low, high) of floats, or the one stride there is.
+
+    And whether anything fits.
+    """
     if isinstance(strides.choices, Between):
         low, high = strides.choices.low, strides.choices.high
         longest = (total - 1) / max(length - 1, 1)
@@ -266,7 +274,10 @@ def _middle(total: int, length: int, stride: Fraction) -> Fraction:
 
 
 def _spread(total: int, length: int, stride: Fraction, clips: int) -> list[Fraction]:
-    """Starts of evenly spread clips: centres from the first possible to the last possible one (VCOP's ten test clips)."""
+    """Starts of evenly spread clips.
+
+    Centres from the first possible to the last possible one (VCOP's ten test clips).
+    """
     half = span(length, stride) / 2
     return [Fraction(max(int(centre - half), 0)) for centre in np.linspace(half, max(total - half, half), clips)]
 
@@ -285,7 +296,8 @@ def _overlapping_times(
     length: int,
     frames: int,
 ) -> list[tuple[Fraction, Fraction]]:
-    """Two starts whose clips share one of `rates` of their span, forward or backward; drawn again, rate and direction, until both fit.
+    """Two starts whose clips share one of `rates` of their span, forward or backward; drawn again, rate and
+    direction, until both fit.
 
     They lie whole frames apart (in slow motion: whole samples), so that forward and backward share the same frames.
     """
@@ -347,7 +359,8 @@ def overlapping_box(
 ) -> Box:
     """A box of the same size that shares one of `rates` of its area with the first, towards one of four corners.
 
-    The shared area over the box area differs from the rate by at most 1/(2h) of a box h pixels high (whole pixels are cut).
+    The shared area over the box area differs from the rate by at most 1/(2h) of a box h pixels high (whole pixels are
+    cut).
     """
     top, left, height, width = first
     for _ in range(TRIES):

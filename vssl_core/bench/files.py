@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -134,7 +135,7 @@ def _write(path: Path, frames: Iterator[object], codec: str, options: dict[str, 
             if stream is None:
                 stream = container.add_stream(codec, rate=OWN_RATE, options={"threads": "1", **options})
                 stream.height, stream.width, stream.pix_fmt = frame.height, frame.width, "yuv420p"
-            frame.pts, frame.time_base, frame.pict_type = number, 1 / stream.rate, 0
+            frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, OWN_RATE), 0
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(path)

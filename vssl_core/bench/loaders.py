@@ -21,7 +21,7 @@ from vssl_core.windows import Sample, Window, draw_windows
 
 CLIPS, FRAMES, SIZE, SECONDS = 2, 16, 112, 2
 AREA, ASPECT, FLIP = (0.2, 1.0), (3 / 4, 4 / 3), 0.5
-JITTER = PRESETS["simclr"]  # colour, gray and blur at the strengths that MoCo v2 and SimCLR share
+JITTER = PRESETS["strong"]  # colour, gray and blur as MoCo v2 draws them
 NORMALISATION = NORMALISATIONS["imagenet"]
 TOGETHER = 8  # videos in a batch
 SEED = 0

@@ -35,7 +35,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def files(text: str, every_file: bool = False) -> list[str]:
-    """The files of a plain path (all below it) or of SOURCE:ROOT (those it lists). Raises `DataError` where there are none."""
+    """The files of a plain path (all below it) or of SOURCE:ROOT (those it lists).
+
+    Raises `DataError` where there are none.
+    """
     if os.path.exists(text):
         found = [text] if os.path.isfile(text) else sorted(_walk(text))
         if not found:
@@ -76,7 +79,8 @@ def _open(text: str) -> Splits:
 def _list(text: str) -> int:
     splits = _open(text)
     print(
-        f"{splits.name}: {len(splits.train)} training videos, {len(splits.test) if splits.test else 0} test videos, {len(splits.train.classes)} classes"
+        f"{splits.name}: {len(splits.train)} training videos, {len(splits.test) if splits.test else 0} test "
+        f"videos, {len(splits.train.classes)} classes"
     )
     for note in splits.notes:
         print(f"note: {note}")

@@ -1,4 +1,7 @@
-"""`vssl demo`: generate videos, train four plugins on them, evaluate against random initialisation, say where everything lies."""
+"""`vssl demo`.
+
+Generate videos, train four plugins on them, evaluate against random initialisation, say where everything lies.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ def demo(run: str, overrides: Sequence[str]) -> int:
     code = train(PLUGINS, None, "demo", run, overrides)
     code = code or evaluate(run, "retrieval,linear", "random", None, [])
     print(
-        f"everything of this run lies in {run}: config.yaml, plan.json, metrics.jsonl, backbone.safetensors, evaluations/; `tensorboard --logdir {run}` draws the losses"
+        f"everything of this run lies in {run}: config.yaml, plan.json, metrics.jsonl, backbone.safetensors, "
+        f"evaluations/; `tensorboard --logdir {run}` draws the losses"
     )
     return code

@@ -50,12 +50,14 @@ def show(chosen: Chosen) -> int:
     console.print(_groups(parts))
     for refusal in parts.plan.refusals:
         console.print(
-            f"{refusal.slot} stands apart from {refusal.group}: {refusal.field} is {refusal.given} there, {refusal.wants} here",
+            f"{refusal.slot} stands apart from {refusal.group}: {refusal.field} is {refusal.given} there, "
+            f"{refusal.wants} here",
             highlight=False,
         )
     console.print(_cost(chosen.config, parts, count))
     print(
-        f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} teacher); decodes per video: {count.decodes:g}"
+        f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} "
+        f"teacher); decodes per video: {count.decodes:g}"
     )
     return 0
 
@@ -118,7 +120,10 @@ def _memory(config: RunConfig, parts: Parts, count: Count) -> str:
     moments = {"sgd": 1, "lars": 1, "adamw": 2}[config.optim.name]
     videos = config.batch_size // config.optim.accumulate
     state, activations = 4 * (whole + trained * (1 + moments)), count.activations * videos
-    return f"about {(state + activations) / 2**30:.2f} GiB: {state / 2**20:.0f} MiB of weights, gradients and moments, {activations / 2**20:.0f} MiB of activations for {videos} videos in float32"
+    return (
+        f"about {(state + activations) / 2**30:.2f} GiB: {state / 2**20:.0f} MiB of weights, gradients and moments, "
+        f"{activations / 2**20:.0f} MiB of activations for {videos} videos in float32"
+    )
 
 
 # Counting -------------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from vssl_core.errors import CheckpointError, ConfigError, PluginError
 from vssl_core.nets.backbones import fingerprint
 from vssl_core.objective import Evaluation, Result
 from vssl_core.plugins import load
-from vssl_core.run.build import context_of, make_backbone, open_data
-from vssl_core.run.engine import choose_device, read_run
+from vssl_core.run.build import choose_device, context_of, make_backbone, open_data
 from vssl_core.run.evaluation import Extraction, check_labels, digest, extract, shared_extractions
 from vssl_core.run.files import write_json
+from vssl_core.run.folder import read_run
 from vssl_core.run.weights import WEIGHTS, read_weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vssl_core.run.engine import read_run
+from vssl_core.run.folder import read_run
 
 
 def status(folder: str) -> int:

@@ -58,7 +58,7 @@ def train(
     folder = Path(run or Path("runs") / ",".join(settled.plugins))
     with ranks(settled):
         from vssl_core.run.build import open_data
-        from vssl_core.run.engine import open_run
+        from vssl_core.run.folder import open_run
 
         splits = open_data(chosen.config, chosen.manager)
         _print_notes(splits.notes)
@@ -82,7 +82,7 @@ def ranks(config: RunConfig):  # type: ignore[no-untyped-def]
     import torch
     import torch.distributed as dist
 
-    from vssl_core.run.engine import choose_device
+    from vssl_core.run.build import choose_device
 
     device = choose_device(config)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -1,4 +1,7 @@
-"""Loader workers: windows -> one decode -> uint8 clips -> batches. Everything here is NumPy; tensors begin with the batch."""
+"""Loader workers: windows -> one decode -> uint8 clips -> batches.
+
+Everything here is NumPy; tensors begin with the batch.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class Cutter:
     decoder: str = "pyav"
 
     def cut(self, path: str, sample: Sample) -> list[dict[str, Any]]:
-        """The clips of each group, with their windows, appearance and measures; `VideoError` where the video cannot be read."""
+        """The clips of each group, with their windows, appearance and measures.
+
+        `VideoError` where the video cannot be read.
+        """
         facts = scan(path)
         size = (facts.height, facts.width)
         windows = [draw_windows(group.request, sample, group.stream, facts.frames, size) for group in self.groups]
@@ -197,7 +203,10 @@ def _tensors(rows: Sequence[Any]) -> Any:
 
 
 class ClipLoader:
-    """Batches of given visits, in order, made by `workers` processes that live as long as the loader (0: by this process)."""
+    """Batches of given visits, in order, made by `workers` processes that live as long as the loader (0.
+
+    By this process).
+    """
 
     def __init__(self, dataset: Clips, workers: int, pin: bool = False) -> None:
         self._batches: list[Sequence[Visit]] = []
@@ -219,7 +228,8 @@ class ClipLoader:
         for batch in self._loader:
             if batch.failure and self._loader.dataset.replace:
                 raise DataError(
-                    f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run `vssl data check` on the source"
+                    f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run "
+                    "`vssl data check` on the source"
                 )
             yield batch
 
@@ -253,7 +263,8 @@ def _start_worker(worker: int) -> None:
     import gc
     import signal
 
-    gc.freeze()  # what was inherited stays as it is: collecting another loader here would look for workers that are not ours
+    # What was inherited stays as it is: collecting another loader here would look for workers that are not ours
+    gc.freeze()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

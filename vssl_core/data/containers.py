@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from vssl_core.errors import VideoError
 
+NOTHING = "has a header but not a single video frame behind it"
 _NO_VIDEOS = {"tty"}  # what FFmpeg makes of a text file by its name: a picture of the text
 
 

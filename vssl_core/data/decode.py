@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vssl_core.data import packets
-from vssl_core.data.containers import no_frame, opened, sentence, single_threaded, video_streams
+from vssl_core.data.containers import NOTHING, no_frame, opened, sentence, single_threaded, video_streams
 from vssl_core.data.frames import Frames
 from vssl_core.data.with_torchcodec import read_with_torchcodec
 from vssl_core.errors import ConfigError, VideoError
@@ -51,8 +51,9 @@ class Scan:
     stream: int = field(default=-1, compare=False)  # position in the container; -1: choose again
     # The time of frame i where times prove which frame is which, else None: count from the start. Seldom irregular.
     times: range | NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
-    # Frames that decoding may begin at, ascending; None: only at the first.
+    # Frames that decoding may begin at, ascending, without the first; None: none was looked for.
     keys: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
+    keys_hold: bool = field(default=False, compare=False, repr=False)  # all that the container calls keys can be used
     skips: bool = field(default=False, compare=False, repr=False)  # pictures that are no reference may be left out
 
 
@@ -63,7 +64,7 @@ def scan(path: str) -> Scan:
         with opened(path) as container:
             candidates = video_streams(path, container)
             if number == len(candidates):
-                raise VideoError(path, "has a header but not a single video frame behind it")
+                raise VideoError(path, NOTHING)
             found = _Survey(path, container, candidates[number]).scan()
         if found is not None:
             return found
@@ -109,6 +110,7 @@ class _Survey:
         # AVI has no presentation times: there only a stream without B-frames, one picture a packet, is in known order.
         self.in_order = container.format.name == "avi" and self.codec in {"mpeg4", "mjpeg"}
         self.trusted = self.timed or self.in_order
+        self.keys_hold = True
         self.packets = 0
         self.times: list[int | None] = []
         self.key_times: list[int | None] = []
@@ -153,8 +155,11 @@ class _Survey:
             if self.codec == "mpeg4" and self.trusted:
                 self.trusted = packets.plain_picture(data, b_frames_allowed=self.timed)
         self.times.append(packet.pts)
-        if packet.is_keyframe and self.trusted and packets.safe_entry(self.codec, self.extradata, bytes(packet)):
-            self.key_times.append(packet.pts)
+        if packet.is_keyframe and self.trusted:
+            if packets.safe_entry(self.codec, self.extradata, bytes(packet)):
+                self.key_times.append(packet.pts)
+            else:
+                self.keys_hold = False
 
     def _facts(self) -> Scan:
         first = self.first[0]
@@ -166,7 +171,7 @@ class _Survey:
             keys = np.array([k for k in (_index(times, t) for t in sorted(self.key_times)) if k], np.int32)
         skips = times is not None and self.codec in _SKIPPABLE
         frames, stream = max(1, len(self.times)), self.stream.index
-        return Scan(frames, height, width, rotation, self._rate(), stream, times, keys, skips)
+        return Scan(frames, height, width, rotation, self._rate(), stream, times, keys, self.keys_hold, skips)
 
     def _rate(self) -> Fraction | None:
         rate = self.stream.average_rate or self.stream.guessed_rate
@@ -202,11 +207,12 @@ def _index(times: range | NDArray[np.int64], time: int | None) -> int | None:
 
 def sequence(path: str, stream: int = -1) -> Iterator[VideoFrame]:
     """Every frame in order; close it if you leave early. Raises EndedEarly at damage, VideoError without a frame."""
-    count = 0
+    count, trouble = 0, NOTHING
     with opened(path) as container:
         number = stream if stream >= 0 else video_streams(path, container)[0]
         try:
             for packet in container.demux(single_threaded(container, number)):
+                trouble = no_frame("") if packet.size else trouble
                 for frame in packet.decode():
                     yield frame
                     count += 1
@@ -216,7 +222,7 @@ def sequence(path: str, stream: int = -1) -> Iterator[VideoFrame]:
                 raise EndedEarly(path, f"only the first {count} frames can be decoded ({trouble})", count) from error
             raise VideoError(path, no_frame(trouble)) from error
     if not count:
-        raise VideoError(path, no_frame(""))
+        raise VideoError(path, trouble)
 
 
 def _read_by_count(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoFrame]:

@@ -1,4 +1,4 @@
-"""The demo data set: small H.264 videos of moving scenes, written once and then read like any other folder of classes."""
+"""The demo data set: small H.264 videos of moving scenes, written once, then read like any other folder."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def make_demo(folder: Path) -> bool:
             return not _is_current(folder) and _replace(folder)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"demo: {folder} cannot be written ({reason}); give another with demo:FOLDER or VSSL_CACHE") from error
+        raise DataError(f"demo: {folder} cannot be written ({reason}); give another with demo:FOLDER") from error
 
 
 def _replace(folder: Path) -> bool:
@@ -123,7 +123,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], crf: int = 18, key_fra
         stream = None
         for pixels in frames:
             if stream is None:
-                options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}  # one thread: the same bytes every time
+                options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
                 stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
                 stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "yuv420p"
                 stream.codec_context.gop_size = key_frame_every

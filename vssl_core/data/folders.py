@@ -89,23 +89,28 @@ def _two_folders(root: str, test: str, name: str) -> Splits:
 
 
 def _labelled(root: str, parts: list[str]) -> tuple[list[Videos], tuple[str, ...]]:
-    """One list per part ('' or 'train/', 'test/'), all with the same classes, and notes on why there are none."""
-    below = [[part + path for path in walk(f"{root}/{part}")] for part in parts]
-    for part, paths in zip(parts, below, strict=True):
-        if not paths:
-            raise DataError(f"{root}/{part}".rstrip("/") + ": no video file in it (" + _suffixes() + ")")
-    loose = sum(path.count("/") != part.count("/") + 1 for part, paths in zip(parts, below, strict=True) for path in paths)
-    total = sum(map(len, below))
-    folders = [[os.path.basename(os.path.dirname(path)) for path in paths] for paths in below]
+    """One list per part ('' or 'train/', 'test/'), all with the same classes, and a note where some have none."""
+    sides = [_videos_below(root, part) for part in parts]
+    folders = [[_class_folder(path[len(part) :]) for path in paths] for part, paths in zip(parts, sides, strict=True)]
     classes = sorted(set().union(*folders))
-    if loose or len(classes) < 2:
-        mixed = f"{total - loose} of {total} videos lie in class folders, the others do not: all are read as unlabelled"
-        notes = (mixed,) if 0 < loose < total else ()
-        return [Videos.build(paths, None, (), root) for paths in below], notes
+    if "" in classes or len(classes) < 2:
+        total, inside = sum(map(len, folders)), sum(bool(folder) for side in folders for folder in side)
+        note = f"{inside} of {total} videos lie in a class folder, the others do not: all are read as unlabelled"
+        return [Videos.build(paths, None, (), root) for paths in sides], (note,) if 0 < inside < total else ()
     ids = {name: label for label, name in enumerate(classes)}
-    labels = [[ids[name] for name in names] for names in folders]
-    return [Videos.build(*rows, classes, root) for rows in zip(below, labels, strict=True)], ()
+    labels = [[ids[folder] for folder in side] for side in folders]
+    return [Videos.build(*rows, classes, root) for rows in zip(sides, labels, strict=True)], ()
 
 
-def _suffixes() -> str:
-    return "looked for " + ", ".join(sorted(VIDEO_SUFFIXES)[:4]) + " and others; names that begin with a dot are left out"
+def _videos_below(root: str, part: str) -> list[str]:
+    paths = [part + path for path in walk(f"{root}/{part}")]
+    if not paths:
+        few = ", ".join(sorted(VIDEO_SUFFIXES)[:4])
+        raise DataError(f"{root}/{part}: no video file in it or below it; looked for {few} and others")
+    return paths
+
+
+def _class_folder(path: str) -> str:
+    """The folder that a video lies in directly, nothing where it lies loose or deeper."""
+    folder = os.path.dirname(path)
+    return "" if "/" in folder else folder

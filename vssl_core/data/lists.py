@@ -94,7 +94,7 @@ def csv_source(root: str | None, options: SourceOptions) -> Splits:
     """Splits of a labelled list: ROOT is a file (cut by fraction or group) or a folder with train.csv and test.csv."""
     files = list_files(root, "csv", (".csv", ".txt"))
     if open_table(files[0]).kinetics:
-        from vssl_core.data.official import kinetics_lists
+        from vssl_core.data.official import kinetics_lists  # that room stands on this one
 
         return kinetics_lists(files, os.path.dirname(files[0]), options)
     labels = _listed_classes(os.path.dirname(files[0]))
@@ -142,7 +142,8 @@ def _read_table(table: Table, rows: Rows, labels: Labels) -> None:
         if width is None:  # no header: the first row says whether there are labels
             width, label_column = len(fields), 1 if len(fields) == 2 else None
         if len(fields) != width:
-            raise table.error(number, f"has {len(fields)} columns where {width} are expected ('{_short(' '.join(fields))}')")
+            shown = _short(" ".join(fields))
+            raise table.error(number, f"has {len(fields)} columns where {width} are expected ('{shown}')")
         path = fields[path_column].strip()
         if not is_video(path):
             raise table.error(number, _not_a_video(path))
@@ -160,7 +161,8 @@ def _columns(table: Table) -> tuple[int, int | None, int | None]:
     path = next((table.header.index(name) for name in PATH_COLUMNS if name in table.header), None)
     if path is None:
         raise table.error(1, f"names the columns {', '.join(table.header)}; one must be called 'path'")
-    return path, next((table.header.index(name) for name in LABEL_COLUMNS if name in table.header), None), len(table.header)
+    label = next((table.header.index(name) for name in LABEL_COLUMNS if name in table.header), None)
+    return path, label, len(table.header)
 
 
 def open_table(file: str) -> Table:
@@ -188,7 +190,7 @@ def _comma_rows(file: str) -> Iterator[tuple[int, list[str]]]:
         try:
             yield from ((reader.line_num, fields) for fields in reader if fields)
         except csv.Error as error:
-            raise DataError(f"{file}, line {reader.line_num}: cannot be read as comma separated values ({error})") from None
+            raise DataError(f"{file}, line {reader.line_num}: not comma separated values ({error})") from None
 
 
 def _blank_rows(file: str) -> Iterator[tuple[int, list[str]]]:

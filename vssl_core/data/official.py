@@ -20,7 +20,7 @@ def ucf101_source(root: str | None, options: SourceOptions) -> Splits:
     """UCF101's official split 1, 2 or 3, from ROOT/ucfTrainTestlist and ROOT/videos, ROOT/UCF-101 or ROOT/<Class>."""
     root = existing_folder(root, "ucf101")
     _check_split(options.split, "ucf101")
-    lists = _folder_with("classInd.txt", root, ("ucfTrainTestlist", "splits", "", "../ucfTrainTestlist", "../splits"), "ucf101")
+    lists = _folder_with_class_index(root)
     classes = _class_index(f"{lists}/classInd.txt")
     sides = [_ucf_list(f"{lists}/{side}list{options.split:02d}.txt", classes) for side in ("train", "test")]
     return _matched(sides, root, ("videos", "UCF-101", "UCF101", ""), classes, f"ucf101 split {options.split}")
@@ -33,11 +33,11 @@ def hmdb51_source(root: str | None, options: SourceOptions) -> Splits:
     ending = f"_test_split{options.split}.txt"
     for name in ("testTrainMulti_7030_splits", "splits", ""):
         folder = f"{root}/{name}".rstrip("/")
-        files = sorted(file for file in g_pathmgr.ls(folder) if file.endswith(ending)) if g_pathmgr.isdir(folder) else []
-        if files:
+        names = g_pathmgr.ls(folder) if g_pathmgr.isdir(folder) else []
+        if files := sorted(name for name in names if name.endswith(ending)):
             break
     else:
-        raise DataError(f"data source 'hmdb51': {root}: no lists *{ending} in testTrainMulti_7030_splits or splits below it")
+        raise DataError(f"data source 'hmdb51': {root}/testTrainMulti_7030_splits: no official lists *{ending} in it")
     classes = [file.removesuffix(ending) for file in files]
     sides: tuple[Listed, Listed] = ([], [])
     for label, file in enumerate(files):
@@ -79,7 +79,8 @@ def _kinetics_rows(table: Table, labels: Labels) -> Iterator[tuple[str, int]]:
         try:
             seconds = [int(float(fields[column])) for column in (start, end)]
         except (ValueError, OverflowError):
-            raise table.error(number, f"time_start or time_end is not a number ('{fields[start]}', '{fields[end]}')") from None
+            times = f"'{fields[start]}' and '{fields[end]}'"
+            raise table.error(number, f"time_start and time_end must be numbers, got {times}") from None
         name = f"{fields[identifier]}_{seconds[0]:06d}_{seconds[1]:06d}"
         yield name, NO_LABEL if label is None else labels.id(fields[label])
 
@@ -89,12 +90,12 @@ def _check_split(split: int, source: str) -> None:
         raise DataError(f"data.split: {source} has the splits 1, 2 and 3, got {split}")
 
 
-def _folder_with(file: str, root: str, folders: Iterable[str], source: str) -> str:
-    for name in folders:
-        folder = os.path.normpath(f"{root}/{name}") if "://" not in root else f"{root}/{name}"
-        if g_pathmgr.isfile(f"{folder}/{file}"):
+def _folder_with_class_index(root: str) -> str:
+    """Where UCF101's lists lie: below the root, beside it, or in it."""
+    for folder in (f"{root}/ucfTrainTestlist", f"{root}/splits", root, f"{os.path.dirname(root)}/ucfTrainTestlist"):
+        if g_pathmgr.isfile(f"{folder}/classInd.txt"):
             return folder
-    raise DataError(f"data source '{source}': {root}: no {file} in ucfTrainTestlist or splits below it; put the official lists there")
+    raise DataError(f"data source 'ucf101': {root}/ucfTrainTestlist: the official lists (classInd.txt, ...) are not there")
 
 
 def _class_index(file: str) -> list[str]:
@@ -120,7 +121,7 @@ def _ucf_list(file: str, classes: Sequence[str]) -> Listed:
         if label is None:
             raise DataError(f"{file}, line {number}: '{folder}' is not a class of classInd.txt ('{line[:60]}')")
         if given is not None and int(given) != label + 1:
-            raise DataError(f"{file}, line {number}: label {given} does not belong to class {folder}, whose number is {label + 1}")
+            raise DataError(f"{file}, line {number}: class {folder} is number {label + 1} in classInd.txt, not {given}")
         rows.append((f"{folder}/{name.rpartition('.')[0] or name}", label))
     return rows
 
@@ -142,7 +143,7 @@ def _existing_lines(file: str) -> Iterator[tuple[int, str]]:
 
 
 def _matched(sides: list[Listed], root: str, folders: Sequence[str], classes: Sequence[str], name: str) -> Splits:
-    """The listed videos that lie in the first of the folders that holds any of them; the others are counted in a note."""
+    """The listed videos that lie in the first of the folders that holds any; the others are counted in a note."""
     wanted = frozenset(folder.lower() for folder in classes)
     for folder in (f"{root}/{below}".rstrip("/") for below in folders):
         if not g_pathmgr.isdir(folder):
@@ -186,8 +187,8 @@ def _found(side: Listed, found: dict[str, str], root: str, classes: Sequence[str
         else:
             paths.append(path)
             labels.append(label)
-    notes = (f"{len(missing)} of {len(side)} listed videos are missing below {root} ({shorten(missing)})",) if missing else ()
-    return Videos.build(paths, labels, classes, root), notes
+    note = f"{len(missing)} of {len(side)} listed videos are missing below {root} ({shorten(missing)})"
+    return Videos.build(paths, labels, classes, root), (note,) if missing else ()
 
 
 def _look_up(key: str, found: dict[str, str]) -> str | None:
@@ -197,5 +198,5 @@ def _look_up(key: str, found: dict[str, str]) -> str | None:
 
 def _refuse_nothing(videos: Videos, side: Listed, root: str, name: str) -> None:
     if not len(videos):
-        example = f", the first is {side[0][0]}" if side else ""
-        raise DataError(f"{name}: none of the {len(side)} listed training videos lies below {root}{example}; check the root")
+        first = f" (the first: {side[0][0]})" if side else ""
+        raise DataError(f"{name}: none of the {len(side)} listed training videos{first} lies in {root}; check the root")

@@ -1,4 +1,4 @@
-"""Where lists of videos come from: a source is a function from a root and options to two lists, offered under a name."""
+"""Where lists of videos come from: a source is a function from a root and options to splits, offered under a name."""
 
 from __future__ import annotations
 

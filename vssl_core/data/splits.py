@@ -35,7 +35,8 @@ def _by_rank(videos: Videos, fraction: float) -> np.ndarray:
         wanted = int(np.floor(fraction * len(rows) + 0.5))
         chosen[rows[: min(max(wanted, 1), len(rows) - 1)]] = True
     if not chosen.any():
-        raise DataError(f"{videos.root}: too few videos to hold any out for testing ({len(videos)}); add videos or set data.test_fraction=0")
+        few = f"{len(videos)} videos of {len(np.unique(videos.labels))} classes"
+        raise DataError(f"{videos.root}: {few} are too few to hold any out for testing; set data.test_fraction=0")
     return chosen
 
 
@@ -44,7 +45,7 @@ def _by_group(videos: Videos, pattern: str, fraction: float) -> np.ndarray:
     groups = _groups(videos, pattern)
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
-        raise DataError(f"data.group: '{pattern}' puts all videos into one group ('{names[0]}'); it must tell at least two apart")
+        raise DataError(f"data.group: '{pattern}' finds a single group, '{names[0]}'; it must tell at least two apart")
     class_of = np.unique(videos.labels, return_inverse=True)[1]
     counts = np.zeros((len(names), class_of.max() + 1))
     np.add.at(counts, (group, class_of), 1)  # (groups, classes)
@@ -71,7 +72,8 @@ def _groups(videos: Videos, pattern: str) -> np.ndarray:
             raise DataError(f"data.group: '{pattern}' does not match the file name of {videos.relative(index)}")
         groups.append(match.group(1) if match.re.groups else match.group(0))
     if None in groups:
-        raise DataError(f"data.group: the first bracket of '{pattern}' is empty for {videos.relative(groups.index(None))}")
+        where = videos.relative(groups.index(None))
+        raise DataError(f"data.group: the first bracket of '{pattern}' matches nothing in {where}")
     return np.array(groups)
 
 
@@ -84,7 +86,7 @@ def refuse_leaks(splits: Splits) -> None:
     if len(both):
         first = splits.test.path(int(both[0]))
         count = f"{len(both)} videos are" if len(both) > 1 else "1 video is"
-        raise DataError(f"{splits.name}: {count} listed for training and for testing, the first is {first}; list each on one side")
+        raise DataError(f"{splits.name}: {count} on both sides, first {first}; list each for training or for testing")
 
 
 def _fingerprints(videos: Videos) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The list of videos as every worker holds it: a few numpy arrays, so that millions of rows cost little and fork for free."""
+"""The list of videos as every worker holds it: a few arrays, so that millions of rows cost little and fork for free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SourceOptions:
 
 
 class Videos:
-    """A read-only list of videos: relative paths in one byte array, a class per row or -1, and the folder they lie under.
+    """A read-only list of videos: relative paths in one byte array, a class a row or -1, and the folder they lie in.
 
     Nothing in it is a python object per row, so forked workers share its pages and a pickle is one copy of the arrays.
     """
@@ -34,7 +34,7 @@ class Videos:
     ) -> None:
         self.root = root
         self.classes = tuple(classes)
-        self.labels = np.ascontiguousarray(labels, dtype=np.int32)  # (N,)
+        self.labels = np.array(labels, dtype=np.int32)  # (N,)
         self._text = text  # (bytes of all paths,) uint8
         self._ends = ends.astype(np.uint32 if len(text) < 2**32 else np.int64)  # (N,) where each path ends in the text
         for values in (self.labels, self._text, self._ends):
@@ -112,7 +112,7 @@ class Videos:
 
 
 class Rows:
-    """A list of videos while it is read: grows by appending to flat buffers, so that long lists leave no objects behind."""
+    """A list of videos while it is read: grows by appending to flat buffers, so that a long one leaves no objects."""
 
     def __init__(self, root: str) -> None:
         self.root = absolute(root)

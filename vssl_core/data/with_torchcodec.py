@@ -24,7 +24,7 @@ def read_with_torchcodec(path: str, wanted: Sequence[int], facts: Scan) -> dict[
             f"data.decoder: torchcodec cannot be loaded ({told.splitlines()[0]}); "
             "install it with the shared libraries of FFmpeg, or set data.decoder=pyav"
         ) from error
-    if facts.times is None or facts.rotation:
+    if facts.times is None or not facts.keys_hold or facts.rotation:
         return None
     try:
         decoder = VideoDecoder(path, stream_index=facts.stream, dimension_order="NHWC", num_ffmpeg_threads=1)

@@ -14,7 +14,8 @@ from vssl_core.distributed import world_size
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalisation with the statistics of all ranks' rows, each rank weighted by its count; on CPU and GPU alike.
+    """Batch normalisation with the statistics of all ranks' rows, each rank weighted by its count; on CPU and GPU
+    alike.
 
     Torch's own layer refuses CPU tensors. On one rank this is plain batch normalisation.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pluggy
 import torch
@@ -14,14 +16,14 @@ from vssl_core.data.appearance import NORMALISATIONS, Normalisation
 from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_source
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import world_size
-from vssl_core.errors import ConfigError, PluginError, did_you_mean
+from vssl_core.errors import ConfigError, PluginError, VsslError, did_you_mean
 from vssl_core.looks import Recipe, resolve
 from vssl_core.nets.backbones import build_backbone, builtin_backbones, stage_shapes
 from vssl_core.nets.batchnorm import synchronise
 from vssl_core.objective import ClipSettings, Combiner, Context, Objective, PluginConfig
 from vssl_core.plugins import Plugin, load
-from vssl_core.requests import Group, Plan, plan
-from vssl_core.run.ensemble import Ensemble, WeightedSum
+from vssl_core.requests import Group, Plan, Request, plan
+from vssl_core.run.ensemble import Ensemble, ObjectiveError, WeightedSum
 from vssl_core.run.seeds import reseed
 
 
@@ -35,26 +37,35 @@ class Chosen:
     config: RunConfig  # with every option of every plugin, defaults included
 
 
-def choose(config: RunConfig, *, evaluations: bool = False) -> Chosen:
-    """Load the plugins that the configuration names and check their options; the first mistake is one sentence."""
-    manager, plugins = load(list(config.plugins))
+def choose(config: RunConfig, loaded: tuple[pluggy.PluginManager, dict[str, Plugin]] | None = None) -> Chosen:
+    """Load the plugins that the configuration names and check their options; the first mistake is one sentence.
+
+    `loaded` hands over plugins that are in hand already, by the names that the configuration gives them.
+    """
+    manager, plugins = loaded or load(list(config.plugins))
     options = {}
     for name, plugin in plugins.items():
-        if plugin.evaluation is not None and plugin.objective is None and not evaluations:
+        if plugin.evaluation is not None and plugin.objective is None:
             raise PluginError(
                 f"plugins: '{name}' is an evaluation, not something to train; use `vssl evaluate --evaluations {name}`"
             )
-        kind = plugin.objective or plugin.evaluation or plugin.combiner
+        kind = plugin.objective or plugin.combiner
         options[name] = build(kind.Config if kind else PluginConfig, config.plugins[name], f"plugins.{name}")
-    if config.combine.name is not None and (
-        config.combine.name not in plugins or plugins[config.combine.name].combiner is None
-    ):
-        raise ConfigError(
-            f"combine.name: '{config.combine.name}' is not a chosen plugin that offers a combiner{did_you_mean(config.combine.name, plugins)}; add it to --plugins"
-        )
+    _check_combiner(config.combine.name, plugins)
     check_weights(config, [name for name, plugin in plugins.items() if plugin.objective])
     whole = config.model_copy(update={"plugins": {name: to_tree(option) for name, option in options.items()}})
     return Chosen(manager, plugins, options, whole)
+
+
+def _check_combiner(chosen: str | None, plugins: Mapping[str, Plugin]) -> None:
+    if chosen is not None and (chosen not in plugins or plugins[chosen].combiner is None):
+        raise ConfigError(
+            f"combine.name: '{chosen}' is not a chosen plugin that offers a combiner{did_you_mean(chosen, plugins)}; "
+            "add it to --plugins"
+        )
+    for name, plugin in plugins.items():
+        if plugin.kind == "combiner" and name != chosen:
+            raise ConfigError(f"plugins: '{name}' combines losses and is not used; set combine.name={name}, or leave it out")
 
 
 def open_data(config: RunConfig, manager: pluggy.PluginManager) -> Splits:
@@ -133,17 +144,17 @@ def context_of(config: RunConfig, name: str, backbone: nn.Module, videos: int) -
 def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Module], None] | None = None) -> Parts:
     """Build backbone, objectives and plan. `prepare_backbone` may load weights before teachers are copied from it."""
     config = chosen.config
+    trained = [name for name, plugin in chosen.plugins.items() if plugin.objective]
+    if not trained:
+        raise PluginError(f"plugins: {', '.join(chosen.plugins)} train nothing; choose at least one plugin with an objective")
     backbone = make_backbone(config, chosen.manager)
     if prepare_backbone:
         prepare_backbone(backbone)
     context = context_of(config, "", backbone, videos)
-    objectives = {
-        name: _build_objective(chosen, name, context) for name, plugin in chosen.plugins.items() if plugin.objective
-    }
-    requests = {name: objective.requests() for name, objective in objectives.items()}
-    settled = plan(
-        requests, config.clip_request(), joined=config.views.join, groups=config.views.groups, own=config.views.own
-    )
+    objectives = {name: _build_objective(chosen, name, context) for name in trained}
+    requests = {name: _requests(name, objective) for name, objective in objectives.items()}
+    views = config.views
+    settled = plan(requests, config.clip_request(), joined=views.join, groups=views.groups, own=views.own)
     ensemble = Ensemble(backbone, objectives, _build_combiner(chosen, tuple(objectives)), settled)
     if config.device.sync_batch_norm:
         synchronise(ensemble)
@@ -151,16 +162,30 @@ def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Modu
 
 
 def _build_objective(chosen: Chosen, name: str, context: Context) -> Objective:
-    from dataclasses import replace
-
     reseed(chosen.config.seed, f"objective/{name}")
-    plugin = chosen.plugins[name]
-    objective = plugin.objective(chosen.options[name], replace(context, name=name))  # type: ignore[misc]
+    kind: Any = chosen.plugins[name].objective
+    where = f"plugin '{name}' of {chosen.plugins[name].distribution}: {kind.__name__}"
+    try:
+        objective = kind(chosen.options[name], replace(context, name=name))
+    except VsslError:
+        raise
+    except Exception as error:
+        raise ObjectiveError(f"{where} cannot be built ({type(error).__name__}: {error})") from error
     if not isinstance(getattr(objective, "context", None), Context):
-        raise PluginError(
-            f"plugin '{name}' of {plugin.distribution}: {plugin.objective.__name__}.__init__ must call super().__init__(config, context) first"
-        )  # type: ignore[union-attr]
+        raise PluginError(f"{where}.__init__ must call super().__init__(config, context) first")
+    if any(module is context.backbone for module in objective.modules()):
+        raise PluginError(f"{where} holds the run's backbone itself; read features from the views, or copy it with Ema")
     return objective
+
+
+def _requests(name: str, objective: Objective) -> Mapping[str, Request]:
+    requests = objective.requests()
+    if not (isinstance(requests, Mapping) and requests):
+        raise PluginError(f"plugin '{name}': requests must give {{slot: Request}} with at least one slot, got {requests!r}")
+    for slot, request in requests.items():
+        if not (isinstance(slot, str) and slot.isidentifier() and isinstance(request, Request)):
+            raise PluginError(f"plugin '{name}': requests must give {{slot: Request}}, slots being plain words, got {slot!r}: {request!r}")
+    return requests
 
 
 def _build_combiner(chosen: Chosen, names: tuple[str, ...]) -> Combiner:
@@ -177,9 +202,25 @@ def check_batch(config: RunConfig, videos: Videos | int) -> None:
     pieces = world_size() * config.optim.accumulate
     if config.batch_size % pieces:
         raise ConfigError(
-            f"batch_size: {config.batch_size} cannot be divided over {world_size()} ranks and {config.optim.accumulate} microbatches; choose a multiple of {pieces}"
+            f"batch_size: {config.batch_size} cannot be divided over {world_size()} ranks and "
+            f"{config.optim.accumulate} microbatches; choose a multiple of {pieces}"
         )
     if count < config.batch_size:
         raise ConfigError(
-            f"batch_size: {config.batch_size} is more than the {count} videos of the training list; lower it to at most {count}"
+            f"batch_size: {config.batch_size} is more than the {count} videos of the training list; "
+            f"lower it to at most {count}"
         )
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device of this rank."""
+    kind = config.device.kind
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device.kind: cuda is asked for and torch sees no GPU; run `vssl doctor`, or set device.kind=auto"
+        )
+    if kind == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device

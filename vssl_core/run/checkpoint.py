@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vssl_core.errors import CheckpointError
 from vssl_core.run.files import write_atomically
 
 FORMAT = 1
+KEYS = {"config", "videos", "step", "epoch", "position", "order", "ensemble", "optimizer", "scaler", "generators"}
 NAME = "checkpoint.pt"
 
 
@@ -25,17 +27,23 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's values; `CheckpointError` for a file that is cut short, foreign or of another format."""
+    instead = "delete it, or put one of checkpoints/ in its place"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:  # a cut file, a text file, a pickle with code in it: torch raises half a dozen kinds
-        raise CheckpointError(
-            f"{path}: is not a whole checkpoint ({' '.join(str(error).split())[:200]}); delete it, or put one of checkpoints/ in its place"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is not a checkpoint of this version of vssl (format {FORMAT})")
+    except UnpicklingError as error:
+        what = "holds something else than tensors and plain values, perhaps code, and was not loaded"
+        raise CheckpointError(f"{path}: {what}; {instead}") from error
+    except Exception as error:  # a cut file, a text file, a folder: torch raises half a dozen kinds
+        raise CheckpointError(f"{path}: is not a whole checkpoint ({_first_sentence(error)}); {instead}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not KEYS <= set(state):
+        raise CheckpointError(f"{path}: is not a checkpoint of this version of vssl (format {FORMAT}); {instead}")
     return state
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(". ")[0][:120] or type(error).__name__
 
 
 def restore_module(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

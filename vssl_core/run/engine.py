@@ -1,14 +1,12 @@
-"""The run: one folder, one loop. Read `train`, `_train_epoch` and `step` from top to bottom."""
+"""The run: one folder, one loop. Read `train`, `_train_epoch` and `step_on` from top to bottom."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vssl_core.config import RunConfig, build, differences, read_yaml, to_tree, to_yaml
+from vssl_core.config import to_tree, to_yaml
 from vssl_core.data.batches import prepare
 from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, visits_of
 from vssl_core.data.sources import Splits
-from vssl_core.distributed import any_rank, average, broadcast, gather_kept, rank, world_size
-from vssl_core.errors import CheckpointError, ConfigError, PluginError, VsslError
+from vssl_core.distributed import any_rank, average, gather_objects, rank, world_size
+from vssl_core.errors import CheckpointError
 from vssl_core.nets.backbones import fingerprint
-from vssl_core.nets.batchnorm import normalisations
 from vssl_core.objective import Objective
 from vssl_core.plugins import check_hooks
 from vssl_core.requests import Group as ClipGroup
 from vssl_core.requests import Request, complete, resolve
 from vssl_core.run import checkpoint
-from vssl_core.run.build import Chosen, Parts, build_parts, check_batch, normalisation_of, recipe_of
+from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device, normalisation_of, recipe_of
 from vssl_core.run.ensemble import StepInput, StepOutput, autocast, check_finite
 from vssl_core.run.extract import STREAM, Extractor
-from vssl_core.run.files import write_atomically, write_json
+from vssl_core.run.files import copy_atomically
 from vssl_core.run.ledger import Ledger
 from vssl_core.run.logs import observers
 from vssl_core.run.memory import keep_pages
 from vssl_core.run.optim import build_optimizer, build_schedule, optimizer_state, restore_optimizer, set_learning_rate
-from vssl_core.run.report import Report
+from vssl_core.run.order import draw_order
+from vssl_core.run.report import Report, merge
+from vssl_core.run.seeds import reseed
+from vssl_core.run.signals import Interrupted, Signals
 from vssl_core.run.weights import save_backbone
 from vssl_core.windows import Sample
-
-
-class Interrupted(VsslError):
-    """A signal asked the run to leave; it has saved."""
-
-    def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(
-            f"{folder}: interrupted by {signal.Signals(number).name} and saved; start the same command again to go on"
-        )
-        self.exit_code = 128 + number
 
 
 class Run:
     """A training run: built, perhaps restored, and trained. Plugins see it in every announcement."""
 
-    def __init__(self, chosen: Chosen, splits: Splits, folder: Path) -> None:
+    def __init__(self, chosen: Chosen, splits: Splits, folder: Path, *, resumes: bool = False) -> None:
+        """Build all parts; nothing is read or written yet but `init`, which a run that `resumes` has behind it."""
         config = chosen.config
         check_batch(config, splits.train)
         self.config, self.folder, self.videos = config, folder, splits.train
@@ -65,27 +56,27 @@ class Run:
         self.position = 0  # steps done in this epoch
         self.step = 0  # steps done in the run
         self.order: np.ndarray | None = None  # of this epoch
+        self.report: Report | None = None  # of the last step
         self._saved_at = time.monotonic()
+        self._closing = False  # restored from the end of an epoch, which is still to be announced
         torch.set_num_threads(config.device.threads)
         self.device = choose_device(config)
         if self.device.type == "cpu":
             keep_pages()
-        parts = build_parts(chosen, len(splits.train), self._initial_backbone)
-        self.ensemble = parts.ensemble.to(self.device)
-        self.plan = parts.plan
-        self._start_from_init()
-        self._arrange()
-        self._parts, self._normalisation = parts, normalisation_of(config)
+        init = None if resumes or not config.init else Path(config.init)
+        parts = build_parts(chosen, len(splits.train), lambda backbone: _start_backbone(backbone, init))
+        self.ensemble, self.plan, self._recipes = parts.ensemble.to(self.device), parts.plan, parts.recipes
+        if init:
+            _start_all(self.ensemble, init)
+        self.module = self._arranged()
+        self._normalisation = normalisation_of(config)
         self.optimizer = build_optimizer(self.ensemble, config.optim)
         self.schedule = build_schedule(config.optim, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.device.precision == "float16")
-        self.ledger = Ledger(
-            folder / "skipped.jsonl" if rank() == 0 else None, len(splits.train), config.data.max_bad_fraction
-        )
-        cutter = Cutter(parts.plan.groups, parts.recipes, config.data.decoder)
-        self._loader = ClipLoader(
-            Clips(splits.train, cutter, config.seed), config.data.workers, pin=self.device.type == "cuda"
-        )
+        ledger = folder / "skipped.jsonl" if rank() == 0 else None
+        self.ledger = Ledger(ledger, len(splits.train), config.data.max_bad_fraction)
+        clips = Clips(splits.train, Cutter(parts.plan.groups, parts.recipes, config.data.decoder), config.seed)
+        self._loader = ClipLoader(clips, config.data.workers, pin=self.device.type == "cuda")
         self._register()
 
     # What plugins read -----------------------------------------------------------------------------------------------
@@ -111,9 +102,14 @@ class Run:
         return self.step - self.position + (self.config.epochs - self.epoch) * self.steps_per_epoch
 
     @property
+    def epochs_done(self) -> float:
+        """Epochs since the start, this one's share included."""
+        return self.epoch + self.position / max(self.steps_per_epoch, 1)
+
+    @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
-        return (self.epoch + self.position / max(self.steps_per_epoch, 1)) / self.config.epochs
+        return self.epochs_done / self.config.epochs
 
     @property
     def logs_now(self) -> bool:
@@ -127,197 +123,122 @@ class Run:
 
         Windows depend on the video alone. Also 'index' (N,) and 'unreadable'. Equal on every rank; leaves no trace.
         """
-        settings = self.config.clip_request()
+        settings, data = self.config.clip_request(), self.config.data
         group = ClipGroup(complete(resolve(request, settings), settings), {f"{STREAM}/clips": request.least})
         extractor = Extractor(
-            self.videos,
-            group,
-            recipe_of(self.config, group),
-            self._normalisation,
-            self.config.data.decoder,
-            self.config.seed,
-            self.config.data.workers,
-            max(self.config.batch_size // world_size(), 1),
-            self.device,
+            self.videos, group, recipe_of(self.config, group), self._normalisation, data.decoder, self.config.seed,
+            data.workers, max(self.config.batch_size // world_size(), 1), self.device,
         )
-        return extractor.run(
-            self.backbone, encode, train=train, modules=[objective for _, objective in self.ensemble.objectives.items()]
-        )
+        return extractor.run(self.backbone, encode, train=train, modules=list(self.objectives.values()))
 
     # The loop --------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Train to the last epoch; resumes where the run stands. Raises `Interrupted` after a signal, once it has saved."""
         error: BaseException | None = None
-        with signals() as asked:
+        with Signals() as signals:
             try:
-                self.manager.hook.vssl_run_start(run=self)
+                self._start()
                 while self.epoch < self.config.epochs:
-                    self._train_epoch(asked)
+                    self._train_epoch(signals)
             except BaseException as raised:
                 error = raised
                 raise
             finally:
                 self._loader.close()
-                self.manager.hook.vssl_run_end(run=self, error=error)
+                self._announce("vssl_run_end", error=error)
 
-    def _train_epoch(self, asked: Callable[[], int]) -> None:
+    def _start(self) -> None:
+        generators = checkpoint.generators()  # what a plugin draws here is drawn again at each restart
+        self._announce("vssl_run_start")
+        checkpoint.restore_generators(generators)
+        if self._closing and self.epoch < self.config.epochs:
+            self._announce("vssl_epoch_end")
+
+    def _train_epoch(self, signals: Signals) -> None:
         if self.order is None:  # a resumed epoch has its order, and was announced before
-            self.manager.hook.vssl_epoch_start(run=self)
-            self.order = self._draw_order()
+            self._announce("vssl_epoch_start")
+            self.order = draw_order(self)
         waiting = time.perf_counter()
         for raw in self._loader.load(self._batches()):
-            started = time.perf_counter()
-            self.ledger.write(raw.ledger)
-            report = self._timed_step(raw, waiting, started)
-            self.manager.hook.vssl_step_end(run=self, report=report)
-            self._save_if_due(report)
-            self._leave_if(asked())
+            self.report = self._timed_step(raw, waiting)
+            self._announce("vssl_step_end", report=self.report)
+            asked = self._told(raw, signals.asked)
+            if asked:
+                self._leave(asked)
+            self._save_if_due()
             waiting = time.perf_counter()
         self.epoch, self.position, self.order = self.epoch + 1, 0, None
         self.save(epoch_end=True)
-        self.manager.hook.vssl_epoch_end(run=self)
+        self._announce("vssl_epoch_end")
 
     def step_on(self, raw: RawBatch) -> Report:
         """One optimizer step on this rank's share of a global batch."""
-        config, progress = self.config, self.progress
-        weights = {name: config.weight(name, progress * config.epochs) for name in self.ensemble.objectives}
-        set_learning_rate(self.optimizer, self.schedule(progress), config.optim.lr)
+        config = self.config
+        weights = {name: config.weight(name, self.epochs_done) for name in self.ensemble.objectives}
+        rate = self.schedule(self.progress)
+        set_learning_rate(self.optimizer, rate, config.optim.lr)
         self.optimizer.zero_grad(set_to_none=True)
-        outputs, unreached = [], None
-        for number, micro in enumerate(self._microbatches(raw, weights, progress)):
-            last = number == config.optim.accumulate - 1
-            with nullcontext() if last or self.module is self.ensemble else self.module.no_sync():
-                with autocast(self.device, config.device.precision):
-                    output = self.module(micro)
-                if self.device.type == "cpu":
-                    check_finite(output.losses, self.step + 1)
-                if output.total.requires_grad:
-                    self.scaler.scale(output.total / config.optim.accumulate).backward()
-            unreached = self.ensemble.unreached if unreached is None else unreached & self.ensemble.unreached
-            outputs.append(output)
-        for parameter in unreached or ():
-            parameter.grad = None
-        self.scaler.unscale_(self.optimizer)
-        self.manager.hook.vssl_backward_end(run=self)
-        norm = (
-            nn.utils.clip_grad_norm_(self.ensemble.parameters(), config.optim.clip_norm)
-            if config.optim.clip_norm
-            else None
-        )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        outputs = [self._backward(micro) for micro in self._microbatches(raw, weights)]
+        norm = self._update()
         self._average_statistics()
         self.step, self.position = self.step + 1, self.position + 1
-        return self._report(outputs, raw, weights, norm)
+        merged = merge(outputs, raw.index, over_ranks=world_size() > 1 and self.logs_now)
+        return Report(
+            step=self.step, epoch=self.epoch, loss=merged.loss, losses=merged.losses, metrics=merged.metrics, weights=weights,
+            learning_rate=rate, index=merged.index, kept=merged.kept, gradient_norm=norm,
+        )
 
     # The step's parts ------------------------------------------------------------------------------------------------
 
-    def _timed_step(self, raw: RawBatch, waiting: float, started: float) -> Report:
-        from dataclasses import replace
-
+    def _timed_step(self, raw: RawBatch, waiting: float) -> Report:
+        started = time.perf_counter()
         clips = sum(group["clips"].shape[0] * group["clips"].shape[1] for group in raw.groups)
         report = self.step_on(raw.to(self.device))
         whole = max(time.perf_counter() - waiting, 1e-9)
         return replace(report, clips_per_second=clips / whole, data_wait=(started - waiting) / whole)
 
-    def _microbatches(self, raw: RawBatch, weights: Mapping[str, float], progress: float) -> Iterator[StepInput]:
+    def _microbatches(self, raw: RawBatch, weights: Mapping[str, float]) -> Iterator[StepInput]:
         pieces = self.config.optim.accumulate
         rows = len(raw.index) // pieces
         for piece in range(pieces):
             part = raw.slice(piece * rows, (piece + 1) * rows) if pieces > 1 else raw
-            samples = [Sample(self.config.seed, visit.epoch, visit.visit, visit.video) for visit in part.visits]
             yield StepInput(
-                clips=prepare(part, self.plan.groups, self._parts.recipes, self._normalisation),
+                clips=prepare(part, self.plan.groups, self._recipes, self._normalisation),
                 index=part.index,
-                samples=samples,
-                weights=weights,
-                seed=self.config.seed,
-                step=self.step,
-                epoch=self.epoch,
-                progress=progress,
-                offset=rank() * pieces + piece,
+                samples=[Sample(self.config.seed, visit.epoch, visit.visit, visit.video) for visit in part.visits],
+                weights=weights, seed=self.config.seed, step=self.step, epoch=self.epoch, progress=self.progress,
+                piece=piece, pieces=pieces,
             )
+
+    def _backward(self, micro: StepInput) -> StepOutput:
+        """Forward and backward of one microbatch; ranks exchange gradients with the last."""
+        exchanges = micro.piece == micro.pieces - 1 or self.module is self.ensemble
+        with nullcontext() if exchanges else self.module.no_sync():
+            with autocast(self.device, self.config.device.precision):
+                output = self.module(micro)
+            if output.total.requires_grad:
+                self.scaler.scale(output.total / micro.pieces).backward()
+        return output
+
+    def _update(self) -> Tensor | None:
+        """Move the weights that have gradients; the norm of all gradients where they are clipped."""
+        for parameter in self.ensemble.take_unreached():
+            parameter.grad = None  # not moved and not decayed
+        moves = any(parameter.grad is not None for group in self.optimizer.param_groups for parameter in group["params"])
+        if moves:
+            self.scaler.unscale_(self.optimizer)
+        self._announce("vssl_backward_end")
+        largest = self.config.optim.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.ensemble.parameters(), largest) if largest else None
+        if moves:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return norm
 
     def _average_statistics(self) -> None:
         if world_size() > 1:
-            norms = normalisations(self.ensemble)
-            average(statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
-
-    def _report(
-        self, outputs: Sequence[StepOutput], raw: RawBatch, weights: Mapping[str, float], norm: Tensor | None
-    ) -> Report:
-        values = {
-            **{
-                ("loss", name): torch.stack([output.losses[name] for output in outputs]).mean()
-                for name in outputs[0].losses
-            },
-            **{
-                ("metric", name): torch.stack([output.metrics[name] for output in outputs]).mean()
-                for name in outputs[0].metrics
-            },
-            ("loss", ""): torch.stack([output.total.detach().float() for output in outputs]).mean(),
-        }
-        if world_size() > 1 and (self.step % self.config.log.every_steps == 0):
-            average(values.values())
-        kept = {
-            name: gather_kept(
-                {key: torch.cat([output.kept[name][key] for output in outputs]) for key in outputs[0].kept[name]}
-            )
-            for name in outputs[0].kept
-        }
-        index = gather_kept({"index": raw.index})["index"] if kept else raw.index
-        return Report(
-            step=self.step,
-            epoch=self.epoch,
-            loss=values.pop(("loss", "")),
-            losses={name: value for (kind, name), value in values.items() if kind == "loss"},
-            metrics={name: value for (kind, name), value in values.items() if kind == "metric"},
-            weights=weights,
-            learning_rate=self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["scale"],
-            kept=kept,
-            index=index,
-            gradient_norm=norm,
-        )
-
-    # Epochs ----------------------------------------------------------------------------------------------------------
-
-    def _draw_order(self) -> np.ndarray:
-        order = None
-        if rank() == 0:
-            offers = [(plugin, order) for plugin, order in self._asked_for_order() if order is not None]
-            if len(offers) > 1:
-                raise PluginError(
-                    f"plugins: {' and '.join(name for name, _ in offers)} both decide the order of an epoch; choose one of them"
-                )
-            if offers:
-                order = self._checked_order(*offers[0])
-            else:
-                order = Sample(self.config.seed, self.epoch, 0, -1).generator("order").permutation(len(self.videos))
-        order = np.asarray(broadcast(order), dtype=np.int64)
-        if len(order) < self.config.batch_size:
-            raise PluginError(
-                f"plugins: the order of epoch {self.epoch} holds {len(order)} videos, less than one batch of {self.config.batch_size}"
-            )
-        return order
-
-    def _asked_for_order(self) -> list[tuple[str, Any]]:
-        hook = self.manager.hook.vssl_epoch_order
-        return [
-            (implementation.plugin_name, implementation.function(run=self)) for implementation in hook.get_hookimpls()
-        ]
-
-    def _checked_order(self, name: str, order: Any) -> np.ndarray:
-        order = np.asarray(order)
-        if (
-            order.ndim != 1
-            or not np.issubdtype(order.dtype, np.integer)
-            or (len(order) and not (0 <= order.min() and order.max() < len(self.videos)))
-        ):
-            raise PluginError(
-                f"plugin '{name}': vssl_epoch_order must give whole numbers from 0 to {len(self.videos) - 1}"
-            )
-        return order
+            average(statistic for norm in self.ensemble.norms for statistic in (norm.running_mean, norm.running_var))
 
     def _batches(self) -> list[list[Any]]:
         """This rank's contiguous share of each global batch that is still to come."""
@@ -327,38 +248,67 @@ class Run:
         starts = range(self.position * size, len(visits) - size + 1, size)
         return [visits[start + rank() * share : start + (rank() + 1) * share] for start in starts]
 
+    def _announce(self, moment: str, **told: Any) -> None:
+        """Tell every plugin; what it draws then depends on the moment alone, and is the same on every rank."""
+        reseed(self.config.seed, f"{moment}/{self.step}")
+        getattr(self.manager.hook, moment)(run=self, **told)
+
+    def _told(self, raw: RawBatch, asked: int) -> int:
+        """Hear of unreadable videos and signals on any rank; the signal to leave on, or 0."""
+        if not any_rank(bool(raw.ledger or asked)):
+            return 0
+        told = gather_objects((raw.ledger, asked))
+        self.ledger.write(line for lines, _ in told for line in lines)
+        return max(number for _, number in told)
+
     # Saving ----------------------------------------------------------------------------------------------------------
 
-    def _save_if_due(self, report: Report) -> None:
+    def _save_if_due(self) -> None:
         if self.position == self.steps_per_epoch:
             return  # the end of the epoch saves
         due = self.step % self.config.checkpoint.every_steps == 0
         if due or time.monotonic() - self._saved_at > 60 * self.config.checkpoint.every_minutes:
-            check_finite({**report.losses, "loss": report.loss}, self.step)
             self.save()
 
-    def _leave_if(self, number: int) -> None:
-        if any_rank(bool(number)):
-            self.save()
-            raise Interrupted(number or signal.SIGTERM, self.folder)
+    def _leave(self, number: int) -> None:
+        self.save()
+        any_rank(True)  # no rank leaves before the one that saves is done
+        raise Interrupted(number, self.folder)
 
     def save(self, epoch_end: bool = False) -> None:
-        """Write the checkpoint, and at the end of an epoch the backbone alone; whole, or the old ones stay."""
+        """Write the checkpoint, at the end of an epoch after the backbone alone; each whole, or the old one stays.
+
+        Raises `NonFiniteError` rather than save a run that has gone astray.
+        """
         self._saved_at = time.monotonic()
+        self._check_finite()
         if rank() != 0:
             return
-        path = self.folder / checkpoint.NAME
-        checkpoint.save(path, self.state())
-        if epoch_end:
-            save_backbone(self.folder, self.backbone, self.card())
-            every = self.config.checkpoint.keep_every_epochs
-            if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
-                _keep(path, self.folder / "checkpoints" / f"epoch_{self.epoch:04d}.pt")
+        path, kept = self.folder / checkpoint.NAME, self._kept_path()
+        if not epoch_end:
+            checkpoint.save(path, self.state())
+            return
+        save_backbone(self.folder, self.backbone, self.card())
+        checkpoint.save(kept or path, self.state())
+        if kept:
+            copy_atomically(kept, path)  # last: whoever resumes from it finds all else written
+
+    def _kept_path(self) -> Path | None:
+        every = self.config.checkpoint.keep_every_epochs
+        keeps = self.epoch == self.config.epochs or (every and self.epoch % every == 0)
+        return self.folder / "checkpoints" / f"epoch_{self.epoch:04d}.pt" if keeps else None
+
+    def _check_finite(self) -> None:
+        if self.report is not None:
+            check_finite({**self.report.losses, "loss": self.report.loss}, self.step)
+        names, weights = zip(*self.ensemble.named_parameters(), strict=True)
+        check_finite(dict(zip(names, torch._foreach_norm(list(weights)), strict=True)), self.step)
 
     def state(self) -> dict[str, Any]:
         """All that the run is, as tensors and plain values."""
         return {
             "config": to_yaml(to_tree(self.config)),
+            "videos": self._list,
             "step": self.step,
             "epoch": self.epoch,
             "position": self.position,
@@ -370,7 +320,12 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
-        """Put a saved state back. Raises `CheckpointError` for another architecture."""
+        """Put a saved state back. Raises `CheckpointError` for another architecture or list of videos."""
+        if state["videos"] != self._list:
+            raise CheckpointError(
+                f"{where}: was made with another list of videos ({state['videos'][0]} then, {len(self.videos)} now); "
+                "put the videos back as they were, or begin anew in another --run"
+            )
         checkpoint.restore_module(self.ensemble, state["ensemble"], where)
         restore_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:
@@ -378,13 +333,23 @@ class Run:
         checkpoint.restore_generators(state["generators"])
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.order = None if state["order"] is None else state["order"].numpy()
+        self._closing = self.order is None and self.epoch > 0
+
+    @cached_property
+    def _list(self) -> list[Any]:
+        """What tells one list of videos from another, wherever it lies."""
+        return [len(self.videos), self.videos.digest()]
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint(self.backbone, self.config.clip.frames, self.config.clip.size)
 
     def card(self) -> dict[str, Any]:
         """What `backbone.json` tells: the fingerprint, the normalisation, and how long it was trained."""
-        clip = self.config.clip
         return {
-            **fingerprint(self.backbone, clip.frames, clip.size),
-            "normalisation": clip.normalisation,
+            **self._fingerprint,
+            "options": dict(self.config.backbone.options),
+            "normalisation": self.config.clip.normalisation,
             "epochs": self.epoch,
             "steps": self.step,
             "seed": self.config.seed,
@@ -393,32 +358,16 @@ class Run:
 
     # Building --------------------------------------------------------------------------------------------------------
 
-    def _initial_backbone(self, backbone: nn.Module) -> None:
-        """Load `init` before teachers are copied from the backbone."""
-        if self.config.init:
-            checkpoint.start_from(nn.ModuleDict({"backbone": backbone}), Path(self.config.init))
-
-    def _start_from_init(self) -> None:
-        if self.config.init:
-            missing, extra = checkpoint.start_from(self.ensemble, Path(self.config.init))
-            if rank() == 0:
-                print(
-                    f"init: {self.config.init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}"
-                )
-
-    def _arrange(self) -> None:
-        """Memory layout, compilation and ranks."""
+    def _arranged(self) -> nn.Module:
+        """The ensemble in its memory layout, compiled and over ranks where asked."""
         if self.config.device.channels_last:
             self.ensemble.backbone.to(memory_format=torch.channels_last_3d)
         if self.config.device.compile:
             self.ensemble.backbone.compile()
-        self.module: nn.Module = self.ensemble
-        if world_size() > 1:
-            self.module = DistributedDataParallel(
-                self.ensemble,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-            )
+        if world_size() == 1:
+            return self.ensemble
+        places = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.ensemble, device_ids=places, broadcast_buffers=False)
 
     def _register(self) -> None:
         for name, objective in self.ensemble.objectives.items():
@@ -428,92 +377,17 @@ class Run:
             self.manager.register(observer, name)
 
 
+def _start_backbone(backbone: nn.Module, init: Path | None) -> None:
+    """Load `init` before teachers are copied from the backbone."""
+    if init:
+        checkpoint.start_from(nn.ModuleDict({"backbone": backbone}), init)
+
+
+def _start_all(ensemble: nn.Module, init: Path) -> None:
+    missing, extra = checkpoint.start_from(ensemble, init)
+    if rank() == 0:
+        print(f"init: {init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}")
+
+
 def _first(names: Sequence[str]) -> str:
     return f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
-
-
-def _keep(path: Path, place: Path) -> None:
-    place.parent.mkdir(exist_ok=True)
-    place.unlink(missing_ok=True)
-    try:
-        os.link(path, place)  # the next checkpoint is a new file, so this one stays as it is
-    except OSError:
-        shutil.copyfile(path, place)
-
-
-def choose_device(config: RunConfig) -> torch.device:
-    """The device of this rank."""
-    kind = config.device.kind
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device.kind: cuda is asked for and torch sees no GPU; run `vssl doctor`, or set device.kind=auto"
-        )
-    if kind == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
-
-
-class signals:
-    """While it is open, Ctrl-C and SIGTERM are remembered instead of raised; a second one is raised as ever."""
-
-    def __enter__(self) -> Callable[[], int]:
-        self.asked = 0
-        self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        return lambda: self.asked
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: object) -> None:
-        self.asked = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-# Folders --------------------------------------------------------------------------------------------------------------
-
-
-def open_run(chosen: Chosen, splits: Splits, folder: Path) -> Run:
-    """A new run in an empty folder, or the one that is there, restored; another configuration in it is an error."""
-    state = _saved(chosen.config, folder)
-    run = Run(chosen, splits, folder)
-    if state is not None:
-        run.restore(state, str(folder / checkpoint.NAME))
-    elif rank() == 0:
-        write_atomically(folder / "config.yaml", to_yaml(to_tree(chosen.config)).encode())
-    if rank() == 0:
-        write_json(folder / "plan.json", run.plan.describe())
-    return run
-
-
-def _saved(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--run {folder}: is a file; give a folder")
-    written = folder / "config.yaml"
-    if written.exists():
-        changed = differences(to_tree(build(RunConfig, read_yaml(str(written)), str(written))), to_tree(config))
-        if changed:
-            raise ConfigError(
-                f"--run {folder}: holds a run with another configuration ({'; '.join(changed)}); choose another --run, or give the same configuration to go on"
-            )
-    path = folder / checkpoint.NAME
-    if path.exists():
-        return checkpoint.load(path)
-    if folder.exists() and any(folder.iterdir()) and not written.exists():
-        raise ConfigError(f"--run {folder}: is not empty and holds no run; choose another folder")
-    return None
-
-
-def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run folder."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise CheckpointError(f"--run {folder}: holds no run (there is no config.yaml); give the folder of a run")
-    return build(RunConfig, read_yaml(str(path)), str(path))
-
-
-def plan_line(parts: Parts) -> str:
-    """The groups of a plan, readable."""
-    return json.dumps(parts.plan.describe())

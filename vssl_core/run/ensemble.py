@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vssl_core.data.batches import PreparedClip
-from vssl_core.distributed import world_size
+from vssl_core.distributed import rank, world_size
 from vssl_core.errors import VsslError
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Terms, is_scalar
@@ -76,7 +76,8 @@ class StepInput:
     step: int
     epoch: int
     progress: float
-    offset: int = 0  # of this microbatch among all of the step
+    piece: int = 0  # which microbatch of the step this is,
+    pieces: int = 1  # of how many
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Ensemble(nn.Module):
         self.combiner = combiner
         self.plan = plan
         self.forwards = 0  # of the backbone, ever: counted for `--dry-run`
-        self.unreached: set[nn.Parameter] = set()  # several ranks: what no term in force reached in the last forward
+        self._unreached: set[nn.Parameter] | None = None  # several ranks: what no term in force reached in this step
         self._norms: list[nn.Module] | None = None
 
     @property
@@ -152,7 +153,7 @@ class Ensemble(nn.Module):
             name, slots, step.index, step.samples,
             epoch=step.epoch, progress=step.progress, encode=self._encode_privately,
         )
-        reseed(step.seed, f"{step.step}/{step.offset}/{name}")
+        reseed(step.seed, _moment(step, name))
         try:
             terms = self.objectives[name](batch)
             _check_terms(terms, len(batch), trained=torch.is_grad_enabled())
@@ -174,7 +175,7 @@ class Ensemble(nn.Module):
     def _combine(self, sums: Mapping[str, Tensor], step: StepInput, views: list[list[View]]) -> Tensor:
         features = (view.features for group in views for view in group)
         shared = tuple(seen.map for seen in features if seen.asked and seen.map.requires_grad)
-        reseed(step.seed, f"{step.step}/{step.offset}/combine")
+        reseed(step.seed, _moment(step, "combine"))
         total = self.combiner(sums, step.weights, shared)
         trained = any(loss.requires_grad for loss in sums.values())
         if not is_scalar(total) or (trained and not total.requires_grad):
@@ -188,8 +189,18 @@ class Ensemble(nn.Module):
         """Tie parameters that no term reaches into the graph: every rank then waits for the same gradients."""
         reached = _reached(total)
         unreached = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached]
-        self.unreached = set(unreached)
+        self._unreached = set(unreached) if self._unreached is None else self._unreached & set(unreached)
         return _Anchor.apply(total, *unreached) if unreached else total
+
+    def take_unreached(self) -> set[nn.Parameter]:
+        """The parameters that no microbatch of the step has reached though they have gradients, zeros; then forgets them."""
+        unreached, self._unreached = self._unreached, None
+        return unreached or set()
+
+
+def _moment(step: StepInput, name: str) -> str:
+    """What torch's generators are seeded by: microbatches and ranks draw apart, as parts of one large batch would."""
+    return f"{step.step}/{rank() * step.pieces + step.piece}/{name}"
 
 
 class _Anchor(torch.autograd.Function):

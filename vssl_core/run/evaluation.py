@@ -1,4 +1,7 @@
-"""Evaluations of a frozen backbone: one extraction shared by all that ask for alike clips, and results that say what they depend on."""
+"""Evaluations of a frozen backbone.
+
+One extraction shared by all that ask for alike clips, and results that say what they depend on.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def check_labels(needs: Mapping[str, Needs], splits: Splits) -> None:
                 )
             if need.labels and not videos.labelled:
                 raise DataError(
-                    f"evaluation '{name}': needs labels, and the {split} videos of {splits.name} have none; give a labelled source with --data"
+                    f"evaluation '{name}': needs labels, and the {split} videos of {splits.name} have none; "
+                    "give a labelled source with --data"
                 )
 
 
@@ -82,7 +86,10 @@ def extract(
     device: torch.device,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, ExtractedFeatures]:
-    """The pooled features (N, clips, D) of every asked stage on every asked split, for each net; videos are decoded once for all."""
+    """The pooled features (N, clips, D) of every asked stage on every asked split, for each net.
+
+    Videos are decoded once for all.
+    """
     group = Group(test_request(extraction.clips, config.clip_request()), {f"{STREAM}/clips": extraction.clips})
     found: dict[str, dict[str, SplitFeatures]] = {net: {} for net in nets}
     for split in extraction.splits:
@@ -97,7 +104,8 @@ def extract(
         )
         if len(rows["index"]) == 0:
             raise DataError(
-                f"data: none of the {len(videos)} {split} videos of {splits.name} can be read; run `vssl data check` on it"
+                f"data: none of the {len(videos)} {split} videos of {splits.name} can be read; run `vssl data "
+                "check` on it"
             )
         for net in nets:
             found[net][split] = _split_features(videos, rows, net, extraction.stages)

@@ -1,4 +1,7 @@
-"""Every video once, in index order, through the backbone or a plugin's own encoder: for clustering, curricula and evaluations."""
+"""Every video once, in index order, through the backbone or a plugin's own encoder.
+
+For clustering, curricula and evaluations.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +50,11 @@ class Extractor:
         modules: Sequence[nn.Module] = (),
         advance: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        """{name: (N, ...)} of `encode` for every readable video, with 'index' (N,) and 'unreadable' (their numbers), equal on all ranks.
+        """{name: (N, ...)} of `encode` for every readable video, with 'index' (N,) and 'unreadable' (their numbers),
+        equal on all ranks.
 
-        In eval mode unless `train`; no gradient, and no trace in statistics or generators. `advance` hears how many videos are done.
+        In eval mode unless `train`; no gradient, and no trace in statistics or generators. `advance` hears how many
+        videos are done.
         """
         parts, modes = [], [(module, module.training) for root in (backbone, *modules) for module in root.modules()]
         state = torch.get_rng_state()

@@ -4,36 +4,73 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vssl_core.errors import CheckpointError
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a whole file or leave the old one; `CheckpointError` says why it could not be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a failure to write into one sentence: `CheckpointError` with the place and the reason."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        beside_is_left(beside)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: cannot be written ({reason}); what was there before is untouched: free space or choose another --run, and start again"
+            f"{path}: cannot be written ({reason}); what was there before is untouched: "
+            "free space or choose another --run, and start again"
         ) from error
 
 
-def beside_is_left(path: Path) -> None:
-    """Remove a half-written file, where there is one."""
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a whole file or leave the old one; `CheckpointError` says why it could not be written."""
+    beside = _beside(path)
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """The same content under a second name; takes no further space where the file system knows links."""
+    beside = _beside(path)
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, beside)  # files are replaced, never changed, so both names keep what they hold
+            except OSError:
+                shutil.copyfile(source, beside)
+            os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is one that was being written when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself is gone or not a folder

@@ -8,34 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from vssl_core.errors import DataError
+from vssl_core.run.files import explained
 
 
 class Ledger:
-    """Every unreadable video once; the run stops when there are too many of them."""
+    """Every unreadable video once; the run stops when there are too many of them.
+
+    All ranks hear of all lines; one of them, which has a path, writes. What was written before is not counted again: a
+    video may have been mended since.
+    """
 
     def __init__(self, path: Path | None, videos: int, max_bad_fraction: float) -> None:
         self.path, self.videos, self.max_bad_fraction = path, videos, max_bad_fraction
-        self.known: set[str] = set(_paths(path)) if path else set()
+        self.met: set[str] = set()  # by this process
+        self._written = set(_paths(path)) if path else set()
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines that are new. Raises `DataError` above the allowed share."""
-        new = [line for line in {line["path"]: line for line in lines}.values() if line["path"] not in self.known]
+        new = {line["path"]: line for line in lines if line["path"] not in self.met}
         if not new:
             return
-        self.known.update(line["path"] for line in new)
+        self.met.update(new)
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(dict(line)) + "\n" for line in new)
-        self.check()
+            with explained(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(dict(line)) + "\n" for path, line in new.items() if path not in self._written)
+        self._check()
 
-    def check(self, known: int | None = None) -> None:
-        """Raise `DataError` where more than the allowed share of the videos cannot be read; `known` counts those of all ranks."""
-        bad = len(self.known) if known is None else known
-        if bad > self.max_bad_fraction * self.videos:
+    def _check(self) -> None:
+        if len(self.met) > self.max_bad_fraction * self.videos:
             where = f", listed in {self.path}" if self.path else ""
             raise DataError(
-                f"data: {bad} of {self.videos} videos cannot be read, more than data.max_bad_fraction = {self.max_bad_fraction:g} allows{where}; "
-                "mend or remove them (`vssl data check` finds them all), or raise data.max_bad_fraction"
+                f"data: {len(self.met)} of {self.videos} videos cannot be read, more than data.max_bad_fraction = "
+                f"{self.max_bad_fraction:g} allows{where}; mend them (`vssl data check` finds them all), or raise "
+                "data.max_bad_fraction"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,6 @@ from vssl_core.run.files import write_atomically
 if TYPE_CHECKING:
     from vssl_core.run.engine import Run
     from vssl_core.run.report import Report
-
-
-def numbers(report: Report) -> dict[str, float]:
-    """Every number of a step, read from the device: what a line of metrics.jsonl holds."""
-    values = {"loss": float(report.loss), **_floats(report.losses), **_floats(report.metrics)}
-    values |= {f"weight/{name}": weight for name, weight in report.weights.items()}
-    values |= {"lr": report.learning_rate, "clips_per_second": report.clips_per_second, "data_wait": report.data_wait}
-    if report.gradient_norm is not None:
-        values["gradient_norm"] = float(report.gradient_norm)
-    return values
-
-
-def _floats(tensors: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in tensors.items()}
 
 
 class MetricsFile:
@@ -49,7 +34,7 @@ class MetricsFile:
     def vssl_step_end(self, run: Run, report: Report) -> None:
         """Write a line; a number that is not finite is left out, since JSON has none."""
         if run.logs_now:
-            values = {name: value for name, value in numbers(report).items() if math.isfinite(value)}
+            values = {name: value for name, value in report.numbers.items() if math.isfinite(value)}
             self.file.write(json.dumps({"step": report.step, "epoch": report.epoch, **values}, allow_nan=False) + "\n")
             self.file.flush()
 
@@ -84,7 +69,7 @@ class TensorBoard:
     def vssl_step_end(self, run: Run, report: Report) -> None:
         """Write every number of a logged step."""
         if run.logs_now:
-            for name, value in numbers(report).items():
+            for name, value in report.numbers.items():
                 self.writer.add_scalar(name, value, report.step)
 
     @hookimpl
@@ -132,7 +117,7 @@ class Progress:
         """Move the bar; read numbers from the device only on logged steps."""
         self.bar.update(self.task, completed=report.step, epoch=self._epoch(run))
         if run.logs_now:
-            self.last = numbers(report)
+            self.last = report.numbers
             self.first = self.first or self.last
             terms = " ".join(f"{name} {self.last[name]:.3g}" for name in report.losses)
             self.bar.update(

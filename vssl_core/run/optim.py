@@ -23,7 +23,10 @@ from vssl_core.run.ensemble import Ensemble
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD whose step is scaled for each tensor by |weight| / |gradient| (You et al. 2017, eq. 6); vectors are not scaled."""
+    """SGD whose step is scaled for each tensor by |weight| / |gradient| (You et al. 2017, eq.
+
+    6); vectors are not scaled.
+    """
 
     def __init__(self, parameters: Any, lr: float, momentum: float, weight_decay: float, trust: float = 0.001) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})

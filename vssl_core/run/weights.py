@@ -45,7 +45,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(folder: str | Path) -> nn.Module:
-    """The trained backbone of a run folder, in eval mode: `features = load_backbone(DIR)(clip)` gives {stage: (B,C,T,H,W)}.
+    """The trained backbone of a run folder, in eval mode: `features = load_backbone(DIR)(clip)` gives
+    {stage: (B,C,T,H,W)}.
 
     `backbone.card` tells the normalisation its input needs. Raises `CheckpointError`.
     """

@@ -19,7 +19,8 @@ from vssl_core.hookspecs import hookimpl
 from vssl_core.objective import Objective, Terms, is_scalar
 from vssl_core.run import checkpoint
 from vssl_core.run.build import choose
-from vssl_core.run.engine import Run, open_run
+from vssl_core.run.engine import Run
+from vssl_core.run.folder import open_run
 from vssl_core.run.report import Report
 from vssl_core.testing import videos
 from vssl_core.testing.stand_in import with_stand_ins
