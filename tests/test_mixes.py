@@ -1,4 +1,4 @@
-"""Which plugins share clips: the tables of docs/architecture.md, row by row, and what no neighbour may do to anybody."""
+"""Which plugins share clips: the tables of docs/architecture.md row by row, and what no neighbour may do to anybody."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from vssl_core.requests import (
     Halves,
     Independent,
     Measure,
-    Overlapping,
     Plan,
     Request,
     Strides,
+    Turns,
     plan,
     resolve,
 )
@@ -92,7 +92,7 @@ def joined(names: Sequence[str], run: Request = RUN) -> Plan:
     return plan({name: asked(name) for name in names}, run)
 
 
-# The tables ------------------------------------------------------------------------------------------------------------
+# The tables -----------------------------------------------------------------------------------------------------------
 
 
 def table(marker: str) -> list[list[str]]:
@@ -165,15 +165,13 @@ def test_the_four_of_cstp_share_one_pair_in_a_real_run() -> None:
         assert not parts.plan.refusals
 
 
-# What silence protects -------------------------------------------------------------------------------------------------
+# What silence protects ------------------------------------------------------------------------------------------------
 
 
 def untouched(name: str, request: Request, group: Group, run: Request = RUN) -> None:
     """Every value that a request holds, or leaves to the run, is the group's; only ANY yields."""
     for field in SHARED_FIELDS:
         wanted = getattr(run if getattr(request, field) is PLAIN else request, field)
-        if field == "strides" and isinstance(request.placement, Overlapping | Halves):
-            wanted = replace(Strides() if wanted is ANY else wanted, shared=True)  # such clips have one span
         _same(f"{name}.{field}", wanted, getattr(group.request, field))
     assert group.request.least >= request.least and group.request.tail >= request.tail
     assert set(request.measures) <= set(group.request.measures)
@@ -229,7 +227,8 @@ def test_the_promise_can_fail() -> None:
     silent = Request(clips=1)
     with pytest.raises(AssertionError, match=r"silent\.(strides|turns|appearance)"):
         untouched("silent", silent, group)
-    windows = [draw_windows(group.request, Sample(seed, 0, 0, 7), group.stream, 200, (120, 160))[0] for seed in range(40)]
+    samples = [Sample(seed, 0, 0, 7) for seed in range(40)]
+    windows = [draw_windows(group.request, sample, group.stream, 200, (120, 160))[0] for sample in samples]
     assert {window.turns for window in windows} == {0, 1, 2, 3}
     assert len({window.stride for window in windows}) > 1
     colour = draw(replace(recipe_of(CONFIG, group), gate_probability=1.0), np.random.default_rng(0), 8)["colour"]
@@ -242,11 +241,11 @@ FIELDS = {
     "placement": [PLAIN, ANY, Independent(), Halves(), Halves(overview=True)],
     "boxes": [PLAIN, ANY, Boxes(Independent()), Boxes(area=(0.5, 1.0))],
     "flips": [PLAIN, ANY],
-    "appearance": [PLAIN, ANY, Appearance("kept"), Appearance("jittered"), Appearance(per="frame"), Appearance(per="clip")],
+    "turns": [PLAIN, ANY, Turns((0, 2))],
+    "appearance": [PLAIN, ANY, Appearance("kept"), Appearance("jittered"), Appearance(per="frame")],
+    "clips": [1, 2, (1, 2)],
 }  # fmt: skip
-STRANGERS = st.builds(
-    Request, clips=st.sampled_from([1, 2, (1, 2)]), **{name: st.sampled_from(choices) for name, choices in FIELDS.items()}
-)
+STRANGERS = st.builds(Request, **{name: st.sampled_from(choices) for name, choices in FIELDS.items()})
 
 
 @given(STRANGERS, NAMES, st.integers(0, 10))
@@ -259,7 +258,7 @@ def test_a_stranger_gets_what_it_asked_for_beside_any_plugins(stranger: Request,
             untouched(name, request, made.groups[made.find(f"{name}/{slot}")[0]])
 
 
-# Pinning and keeping apart ----------------------------------------------------------------------------------------------
+# Pinning and keeping apart --------------------------------------------------------------------------------------------
 
 
 def test_pins_keep_groups_apart_and_are_refused_where_they_cannot_be() -> None:

@@ -58,7 +58,7 @@ _ROOMS = {
     "vssl_core.nets.backbones": ("Backbone", "build_backbone"),
     "vssl_core.data.sources": ("SourceOptions", "Splits"),
     "vssl_core.data.videos": ("Videos",),
-    "vssl_core.distributed": ("gather", "mean", "rank", "world_size"),
+    "vssl_core.distributed": ("broadcast", "gather", "mean", "rank", "world_size"),
     "vssl_core.run.engine": ("Run",),
     "vssl_core.run.report": ("Report",),
     "vssl_core.run.weights": ("load_backbone",),
@@ -115,6 +115,7 @@ __all__ = [
     "VsslError",
     "Window",
     "Windows",
+    "broadcast",
     "build_backbone",
     "gather",
     "head",
@@ -143,7 +144,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from vssl_core.data.sources import SourceOptions, Splits
     from vssl_core.data.videos import Videos
-    from vssl_core.distributed import gather, mean, rank, world_size
+    from vssl_core.distributed import broadcast, gather, mean, rank, world_size
     from vssl_core.errors import CheckpointError, ConfigError, DataError, PluginError, UserError, VideoError, VsslError
     from vssl_core.hookspecs import hookimpl
     from vssl_core.nets.backbones import Backbone, build_backbone

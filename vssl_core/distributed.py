@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of all ranks in global batch order, (world_size * B, ...); gradients reach the rank that made each."""
+    """The rows (B, ...) of all ranks in global batch order, (world_size * B, ...), with gradients to their own rank."""
     if world_size() == 1:
         return rows
     from fvcore.nn.distributed import differentiable_all_gather

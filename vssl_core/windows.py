@@ -119,13 +119,10 @@ def draw_windows(
     `request` is complete. Adding an objective never changes these numbers: the stream is the group's own.
     """
     count = request.least
-    placed = _draw_times(
-        request,
-        sample if not isinstance(request.placement, Fixed) else replace(sample, epoch=0, visit=0),
-        stream,
-        total,
-        count,
-    )
+    if isinstance(request.placement, Fixed):  # once for each video: in every epoch, every mix, and in extractions too
+        placed = _draw_times(request, replace(sample, epoch=0, visit=0), "fixed", total, count)
+    else:
+        placed = _draw_times(request, sample, stream, total, count)
     boxes = _draw_boxes(request.boxes, sample, f"{stream}/boxes", frame_size, count)
     windows = []
     for clip, ((start, stride), box) in enumerate(zip(placed, boxes, strict=True)):

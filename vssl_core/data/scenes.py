@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 96, 128
 PERIOD = 512  # cells after which a texture repeats, a power of two
 CELLS = 2  # texture cells per pixel at scale 1
 SHAPES = ("clouds", "bands", "cells", "spots")
-ZOOM = 0.4  # log2 of the scale lies in [-ZOOM, ZOOM]
+ZOOM = 0.3  # log2 of the scale lies in [-ZOOM, ZOOM]
 WARP = 6.0  # pixels by which the warp moves the texture at most
 
 
@@ -45,38 +45,38 @@ Motion = Callable[[State, np.ndarray, np.random.Generator], State]
 
 def slide(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """Everything moves one way."""
-    return replace(state, shift=state.shift + time[:, None] * generator.uniform(2.4, 3.2) * _heading(generator))
+    return replace(state, shift=state.shift + time[:, None] * generator.uniform(1.8, 2.4) * _heading(generator))
 
 
 def shake(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """Everything moves to and fro."""
-    swing = np.sin(2 * np.pi * _turns(time, (4.5, 6), generator))[:, None]
+    swing = np.sin(2 * np.pi * _turns(time, (9, 11), generator))[:, None]
     return replace(state, shift=state.shift + generator.uniform(5, 7) * swing * _heading(generator))
 
 
 def spin(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """Everything turns about the middle."""
-    return replace(state, turn=state.turn + time * generator.uniform(0.08, 0.11) * generator.choice((-1, 1)))
+    return replace(state, turn=state.turn + time * generator.uniform(0.06, 0.08) * generator.choice((-1, 1)))
 
 
 def pulse(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """Everything grows and shrinks."""
-    return replace(state, zoom=ZOOM * (2 * _triangle(_turns(time, (8, 10), generator)) - 1))
+    return replace(state, zoom=ZOOM * (2 * _triangle(_turns(time, (11, 13), generator)) - 1))
 
 
 def blink(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """Nothing moves; the light goes up and down."""
-    return replace(state, light=_triangle(_turns(time, (4, 6), generator)))
+    return replace(state, light=_triangle(_turns(time, (8, 10), generator)))
 
 
 def ripple(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """A wave runs through the texture."""
-    return replace(state, phase=2 * np.pi * _turns(time, (6, 8), generator))
+    return replace(state, phase=2 * np.pi * _turns(time, (9, 11), generator))
 
 
 def hop(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
     """The texture rests, and lies elsewhere all at once, again and again."""
-    stage = np.floor(_turns(time, (4, 5), generator)).astype(int)
+    stage = np.floor(_turns(time, (5, 6), generator)).astype(int)
     return replace(state, shift=generator.uniform(0, PERIOD / CELLS, (stage.max() + 1, 2))[stage])
 
 
@@ -107,8 +107,11 @@ class Look:
         self.along = np.array([np.cos(along), np.sin(along)], np.float32)
         self.waves = (self.x * self.along[0] + self.y * self.along[1]) * np.float32(2 * np.pi / generator.uniform(36, 48))
         self.shade = (1.15 - 0.5 * row / HEIGHT)[..., None]  # (H, W, 1) which way is up can be seen
-        slow = _slow(frames, 6, generator)
-        self.dark, self.bright = 40 + 20 * slow[:, :3], 205 + 30 * slow[:, 3:]
+        slow = _slow(frames, 8, generator)
+        level = np.linspace(-2, 2, 256)
+        sharp, bias = 1.5 + 1.2 * slow[:, 6:7], 0.6 * slow[:, 7:8]
+        self.grey = (0.5 + 0.5 * np.tanh(sharp * (level - bias))).astype(np.float32)  # (T, 256)
+        self.dark, self.bright = 40 + 20 * slow[:, :3], 205 + 30 * slow[:, 3:6]
 
     def draw(self, frame: int, shift: np.ndarray, turn: float, zoom: float, phase: float, light: float) -> np.ndarray:
         """One frame, (H, W, 3) uint8."""
@@ -118,7 +121,7 @@ class Look:
         cosine, sine = np.float32(scale * np.cos(turn)), np.float32(scale * np.sin(turn))
         column = (cosine * x - sine * y).astype(np.int32) & (PERIOD - 1)
         row = (sine * x + cosine * y).astype(np.int32) & (PERIOD - 1)
-        grey = self.cells[row, column][..., None]
+        grey = self.grey[frame][self.cells[row, column]][..., None]
         colours = self.dark[frame] + grey * (self.bright[frame] - self.dark[frame])
         return np.minimum(colours * (self.shade * np.float32(0.4 + 0.6 * light)), 255).astype(np.uint8)
 
@@ -131,11 +134,7 @@ def _texture(kind: str, generator: np.random.Generator) -> np.ndarray:
     weight = np.exp(-(((np.hypot(row, column) - 13) / 4) ** 2))
     noise = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((PERIOD, PERIOD))) * weight, (PERIOD, PERIOD))
     noise /= noise.std()
-    if kind == "cells":
-        noise = 1.5 * np.tanh(4 * noise)
-    if kind == "spots":
-        noise = 1.5 * np.tanh(4 * (noise - 0.8))
-    return np.clip(0.5 + 0.25 * noise, 0, 1).astype(np.float32)
+    return np.clip(128 + 64 * noise, 0, 255).astype(np.int32)
 
 
 def _slow(frames: int, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ from vssl_core.requests import Group as ClipGroup
 from vssl_core.requests import Request, complete, resolve
 from vssl_core.run import checkpoint
 from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device, normalisation_of, recipe_of
-from vssl_core.run.ensemble import StepInput, StepOutput, autocast, check_finite
+from vssl_core.run.ensemble import StepInput, StepOutput, autocast, check_finite, sound_backward
 from vssl_core.run.extract import STREAM, Extractor
 from vssl_core.run.files import copy_atomically
 from vssl_core.run.ledger import Ledger

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -299,3 +299,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast | nullconte
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+@contextmanager
+def sound_backward(device: torch.device, precision: str) -> Iterator[None]:
+    """Where gradients are computed: on a CPU, bfloat16 goes without oneDNN.
+
+    Its weight gradients of 3D convolutions read and write past their memory where a clip is as short as two frames
+    (torch 2.13, oneDNN 3.12, CPUs with AVX-512): not a number in some steps, a crash in others.
+    """
+    if device.type != "cpu" or precision != "bfloat16":
+        yield
+        return
+    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before

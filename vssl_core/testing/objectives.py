@@ -28,7 +28,7 @@ def training(trial: Trial) -> str | None:
 
 def randomness(trial: Trial) -> str | None:
     """Nothing is drawn from a global generator but what the engine itself seeds."""
-    _ = trial.first
+    _ = trial.again
     if trial.moved:
         return f"a step draws from {' and '.join(trial.moved)}'s global generator; draw with batch.draw, which belongs to the sample"
     if _apart(trial.first, trial.again) and not _apart(trial.first, trial.third):
@@ -121,7 +121,7 @@ def ranks(trial: Trial) -> str | None:
     """Two ranks with half the batch each do what one does with all of it."""
     from vssl_core.testing.ranks import on_two_ranks
 
-    settings = {"epochs": 1, "batch_size": 6, "device": {"sync_batch_norm": True}, "dropout": False}
+    settings = {"epochs": 1, "batch_size": 6, "optim": {"lr": 1e-3}, "device": {"sync_batch_norm": True}, "exact": True}
     one = trial.record("one rank", **settings)
     first, second = on_two_ranks(trial.job("two ranks", **settings))
     problem = _ranks_apart(trial.plugin.name, one, first, second)

@@ -38,7 +38,7 @@ class Trial:
         self.plugin, self.options, self.folder = plugin, options, folder
         self.stand_ins = 0 if plugin.objective is not None else 2
 
-    def job(self, name: str, rows: tuple[int, ...] = EVERYTHING, *, dropout: bool = True, **changes: Any) -> Job:
+    def job(self, name: str, rows: tuple[int, ...] = EVERYTHING, *, exact: bool = False, **changes: Any) -> Job:
         """A run in a folder of this name, on these rows of the videos, with other settings where told."""
         tree = {**SETTINGS, "plugins": {self.plugin.name: dict(self.options)}}
         if self.plugin.combiner is not None:
@@ -46,7 +46,7 @@ class Trial:
         for key, value in changes.items():
             tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
         config = choose(RunConfig.model_validate(tree)).config  # options as the run's config.yaml would hold them
-        return Job(to_tree(config), str(videos.folder()), rows, str(self.folder / name), self.stand_ins, dropout)
+        return Job(to_tree(config), str(videos.folder()), rows, str(self.folder / name), self.stand_ins, exact)
 
     def record(self, name: str, rows: tuple[int, ...] = EVERYTHING, **changes: Any) -> Recording:
         """One more run."""
@@ -54,18 +54,19 @@ class Trial:
 
     @cached_property
     def first(self) -> Recording:
-        """Six steps in two epochs; `moved` then names the global generators that the run has moved."""
+        """Six steps in two epochs."""
         scramble(1)
-        before = _generators()
-        recording = self.record("first")
-        self.moved = [name for name, state in _generators().items() if state != before[name]]
-        return recording
+        return self.record("first")
 
     @cached_property
     def again(self) -> Recording:
-        """The same run, with every global generator in another state."""
+        """The same run, with every global generator in another state; `moved` then names those that it moved."""
+        _ = self.first  # imports what is imported late: some libraries draw a number then
         scramble(2)
-        return self.record("again")
+        before = _generators()
+        recording = self.record("again")
+        self.moved = [name for name, state in _generators().items() if state != before[name]]
+        return recording
 
     @cached_property
     def third(self) -> Recording:
