@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,3 +35,25 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.fail(f"VSSL_CLIPS: there is no folder {name}; name one that exists or unset it")
     return folder.resolve()
+
+
+@pytest.fixture
+def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """distribute(distribution, {plugin: module}, {file: text}): install a throw-away distribution for one test."""
+    modules: set[str] = set()
+
+    def install(distribution: str, plugins: Mapping[str, str], files: Mapping[str, str]) -> None:
+        place = tmp_path / f"site-{distribution}"
+        about = place / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        points = "".join(f"{name} = {module}\n" for name, module in plugins.items())
+        (about / "entry_points.txt").write_text(f"[vssl]\n{points}")
+        for name, text in files.items():
+            (place / name).write_text(text)
+            modules.add(Path(name).stem)
+        monkeypatch.syspath_prepend(place)
+
+    yield install
+    for module in modules:
+        sys.modules.pop(module, None)

@@ -60,8 +60,8 @@ def write_videos(place: Path) -> None:
 
 
 def drifting(frames: int, number: int) -> Iterator[np.ndarray]:
-    """A coarse random texture that moves to one side: (48, 64, 4) uint8 each."""
-    coarse = np.random.default_rng(number).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 4), dtype=np.uint8)
+    """A coarse random texture that moves to one side: (48, 64, 3) uint8 each."""
+    coarse = np.random.default_rng(number).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     texture = coarse.repeat(8, axis=0).repeat(8, axis=1)
     speed = (1 if number % 2 else -1) * (1 + number % 3)
     for frame in range(frames):

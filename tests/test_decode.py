@@ -120,7 +120,7 @@ KINDS = {
     "h264_one_key_mp4": ("a.mp4", "libx264", {"b_frames": 3, "every": 250}),
     "h264_pyramid_mkv": ("a.mkv", "libx264", {"b_frames": 5, "x264-params": "b-pyramid=normal:ref=4"}),
     "h264_open_gop_mp4": ("a.mp4", "libx264", {"b_frames": 3, "x264-params": "open-gop=1:scenecut=0"}),
-    "h264_intra_refresh_mp4": ("a.mp4", "libx264", {"x264-params": "intra-refresh=1"}),
+    "h264_intra_refresh_mp4": ("a.mp4", "libx264", {"x264-params": "intra-refresh=1:scenecut=0"}),
     "h264_raw": ("a.h264", "libx264", {"b_frames": 3}),
     "h264_avi": ("a.avi", "libx264", {"b_frames": 3}),
     "h264_ts": ("a.ts", "libx264", {"b_frames": 3}),
@@ -160,7 +160,7 @@ def test_far_frames_cost_their_own_stretch_only(tmp_path: Path, monkeypatch: pyt
     facts = decode.scan(path)
     stretches = [(0, [0, 1]), (24, [30, 31]), (192, [200]), (228, [239])]
     assert list(decode._stretches([0, 1, 30, 31, 200, 239], facts)) == stretches
-    assert list(decode._stretches([5, 10, 13, 25], facts)) == [(0, [5, 10, 13, 25])]  # too near for a jump
+    assert list(decode._stretches([5, 10, 13, 23, 26], facts)) == [(0, [5, 10, 13, 23, 26])]  # too near for a jump
     monkeypatch.setattr(decode, "_read_by_count", lambda *_: pytest.fail("was counted from the start"))
     decode.read(path, [30, 31, 200, 239], facts)
 
@@ -218,7 +218,7 @@ def test_every_odd_file_has_its_outcome(clips: Path) -> None:
         facts = decode.scan(path)
         shown = (facts.height, facts.width, facts.rotation)
         assert shown == tuple(int(row[key]) for key in ("height", "width", "rotation")), row["file"]
-        last = min(frames - 1, 40)
+        last = min(frames - 1, 9)
         clip = decode.read(path, [last, 0], facts).resized([0, last], (0, 0, facts.height, facts.width), 16)
         assert clip.shape == (2, 16, 16, 3) and clip.dtype == np.uint8
         if row["outcome"] == "ok":

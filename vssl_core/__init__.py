@@ -55,6 +55,10 @@ _ROOMS = {
     ),
     "vssl_core.nets.layers": ("head", "mlp"),
     "vssl_core.nets.ema": ("Ema",),
+    "vssl_core.nets.queue": ("Queue", "queue_size"),
+    "vssl_core.nets.shuffle": ("shuffled",),
+    "vssl_core.nets.sinkhorn": ("sinkhorn",),
+    "vssl_core.nets.clustering": ("Clusters", "concentration", "kmeans"),
     "vssl_core.nets.backbones": ("Backbone", "build_backbone"),
     "vssl_core.data.sources": ("SourceOptions", "Splits"),
     "vssl_core.data.videos": ("Videos",),
@@ -75,6 +79,7 @@ __all__ = [
     "Centre",
     "CheckpointError",
     "ClipSettings",
+    "Clusters",
     "Combiner",
     "ConfigError",
     "Context",
@@ -95,6 +100,7 @@ __all__ = [
     "ParameterGroup",
     "PluginConfig",
     "PluginError",
+    "Queue",
     "Report",
     "Request",
     "Result",
@@ -117,13 +123,18 @@ __all__ = [
     "Windows",
     "broadcast",
     "build_backbone",
+    "concentration",
     "gather",
     "head",
     "hookimpl",
+    "kmeans",
     "load_backbone",
     "mean",
     "mlp",
+    "queue_size",
     "rank",
+    "shuffled",
+    "sinkhorn",
     "world_size",
 ]
 
@@ -148,8 +159,12 @@ if TYPE_CHECKING:
     from vssl_core.errors import CheckpointError, ConfigError, DataError, PluginError, UserError, VideoError, VsslError
     from vssl_core.hookspecs import hookimpl
     from vssl_core.nets.backbones import Backbone, build_backbone
+    from vssl_core.nets.clustering import Clusters, concentration, kmeans
     from vssl_core.nets.ema import Ema
     from vssl_core.nets.layers import head, mlp
+    from vssl_core.nets.queue import Queue, queue_size
+    from vssl_core.nets.shuffle import shuffled
+    from vssl_core.nets.sinkhorn import sinkhorn
     from vssl_core.objective import (
         ClipSettings,
         Combiner,

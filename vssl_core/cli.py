@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="downstream protocols on a trained backbone")
     evaluate.add_argument("--run", required=True, help="the run's folder")
-    evaluate.add_argument("--evaluations", default="retrieval,linear", help="comma-separated names")
+    evaluate.add_argument("--evaluations", required=True, help="comma-separated names, see `vssl plugins`")
     evaluate.add_argument("--baseline", choices=["random"], help="the same net without a step of training, beside it")
     evaluate.add_argument("--data", help="SOURCE[:ROOT] or a path; the run's own where absent")
     evaluate.add_argument("overrides", nargs="*", metavar=OVERRIDES)

@@ -120,16 +120,22 @@ def _load(offer: Offer, manager: pluggy.PluginManager) -> Plugin:
 
 def register(manager: pluggy.PluginManager, name: str, module: Any, where: str, distribution: str = "") -> Plugin:
     """Register a plugin's module (or object) and read what it offers; a misspelt hook is an error that names it."""
-    check_hooks(manager, module, where)
-    try:
-        manager.register(module, name)
-    except pluggy.PluginValidationError as error:
-        raise PluginError(
-            f"{where}: {_one_line(error)}; see vssl_core/hookspecs.py for the arguments of each hook"
-        ) from error
+    listen(manager, module, name, where)
     offered = {kind: _ask(module, f"vssl_{kind}", where) for kind in ("objective", "evaluation", "combine")}
     _check_classes(offered, where)
     return Plugin(name, distribution, module, offered["objective"], offered["evaluation"], offered["combine"])
+
+
+def listen(manager: pluggy.PluginManager, listener: Any, name: str, where: str) -> None:
+    """Let a module or object hear what is announced; `PluginError` for a hook that there is not, or a wrong argument."""
+    check_hooks(manager, listener, where)
+    try:
+        manager.register(listener, name)
+        manager.check_pending()  # a hook by another name, which pluggy would keep and never call
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            f"{where}: {_one_line(error)}; see vssl_core/hookspecs.py for the hooks and the arguments of each"
+        ) from error
 
 
 def check_hooks(manager: pluggy.PluginManager, module: Any, where: str) -> None:

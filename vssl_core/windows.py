@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from hashlib import blake2b
-from math import ceil, exp, floor, log, sqrt
+from math import ceil, exp, floor, lcm, log, sqrt
 
 import numpy as np
 
@@ -79,7 +79,9 @@ class Window:
     @cached_property
     def nominal(self) -> np.ndarray:
         """(frames + tail,) the frame numbers before looping or clamping."""
-        return np.array([floor(self.start + i * self.stride) for i in range(self.frames + self.tail)], dtype=np.int64)
+        below = lcm(self.start.denominator, self.stride.denominator)
+        start, stride = int(self.start * below), int(self.stride * below)  # whole numbers: exact, and fast
+        return (start + stride * np.arange(self.frames + self.tail, dtype=np.int64)) // below
 
     @cached_property
     def indices(self) -> np.ndarray:

@@ -56,24 +56,19 @@ class Cutter:
 
     def _group(self, number: int, frames: decode.Frames, windows: Sequence[Window], sample: Sample) -> dict[str, Any]:
         request, stream = self.groups[number].request, f"{self.groups[number].stream}/appearance"
-        looks, clips, measured = [], [], []
-        for window in windows:
-            clip = _orient(
-                frames.resized(window.indices, window.box, request.size), window
-            )  # (T + tail, S, S, 3) uint8
-            clips.append(clip)
-            looks.append(
-                draw_appearance(
-                    self.recipes[number], sample.generator(stream, window.clip), request.frames + request.tail
-                )
-            )
+        length = request.frames + request.tail
+        clips = np.empty((len(windows), length, request.size, request.size, 3), np.uint8)
+        looks, measured = [], []
+        for clip, window in zip(clips, windows, strict=True):  # (T + tail, S, S, 3)
+            clip[...] = _orient(frames.resized(window.indices, window.box, request.size), window)
+            looks.append(draw_appearance(self.recipes[number], sample.generator(stream, window.clip), length))
             if request.measures:
-                crop = _orient(frames.rgb(window.indices, window.box), window)
+                crop = np.ascontiguousarray(_orient(frames.rgb(window.indices, window.box), window))
                 measured.append(
                     {measure.name: np.asarray(measure.function(crop, clip, window)) for measure in request.measures}
                 )
         return {
-            "clips": np.stack(clips),
+            "clips": clips,
             "windows": _stack([window_arrays(window) for window in windows]),
             "looks": _stack(looks),
             "measures": _stack(measured) if measured else {},
@@ -87,8 +82,8 @@ def _union(windows: Sequence[Sequence[Window]]) -> np.ndarray:
 def _orient(clip: np.ndarray, window: Window) -> np.ndarray:
     """Flip, then turn last: a flip after a turn would make 90 and 270 degrees alike."""
     if window.flip:
-        clip = clip[:, :, ::-1]
-    return np.ascontiguousarray(np.rot90(clip, window.turns, axes=(1, 2)))
+        clip = torch.from_numpy(clip).flip(2).numpy()  # ten times faster than NumPy's copy of a mirrored view
+    return np.rot90(clip, window.turns, axes=(1, 2))
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -148,18 +148,14 @@ class _Survey:
 
     def _count(self, packet: av.Packet) -> None:
         self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
-        if packets.may_be_hidden(self.codec):
-            data = bytes(packet)
-            if not packets.shows_frame(self.codec, data):
-                return
-            if self.codec == "mpeg4" and self.trusted:
-                self.trusted = packets.plain_picture(data, b_frames_allowed=self.timed)
+        look = packets.look(self.codec, self.extradata, packet, b_frames_in_order=self.timed)
+        if not look.shown:
+            return
+        self.trusted = self.trusted and look.plain
         self.times.append(packet.pts)
-        if packet.is_keyframe and self.trusted:
-            if packets.safe_entry(self.codec, self.extradata, bytes(packet)):
-                self.key_times.append(packet.pts)
-            else:
-                self.keys_hold = False
+        if packet.is_keyframe and look.entry:
+            self.key_times.append(packet.pts)
+        self.keys_hold = self.keys_hold and (look.entry or not packet.is_keyframe)
 
     def _facts(self) -> Scan:
         first = self.first[0]

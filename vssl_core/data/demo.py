@@ -21,9 +21,9 @@ from vssl_core.data.videos import SourceOptions, Splits
 from vssl_core.errors import DataError
 
 MARKER = "demo.json"
-FRAMES = (64, 128)  # fewest and most frames of a video
+FRAMES = (64, 96)  # fewest and most frames of a video
 FRAMES_PER_SECOND = 25
-VIDEOS = {"train": 32, "test": 12}  # per class
+VIDEOS = {"train": 24, "test": 12}  # per class
 WRITERS = 2
 
 
@@ -33,26 +33,26 @@ class Scene:
 
     side: str
     motion: str
-    texture: str
+    pattern: str
     number: int
 
     @property
     def path(self) -> str:
-        """Below the data set's folder; the class is the motion, the texture is independent of it."""
-        return f"{self.side}/{self.motion}/{self.texture}_{self.number:02d}.mp4"
+        """Below the data set's folder; the class is the motion, the pattern is independent of it."""
+        return f"{self.side}/{self.motion}/{self.pattern}_{self.number:02d}.mp4"
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames, (96, 128, 4) uint8, one at a time; the same on every call."""
+        """Its frames, (96, 128, 3) uint8, one at a time; the same on every call."""
         sides, motions = list(VIDEOS), list(scenes.MOTIONS)
         generator = np.random.default_rng((sides.index(self.side), motions.index(self.motion), self.number))
         count = int(generator.integers(FRAMES[0], FRAMES[1] + 1))
-        return scenes.render(self.motion, self.texture, count, generator)
+        return scenes.render(self.motion, self.pattern, count, generator)
 
 
 def demo_scenes() -> list[Scene]:
-    """All videos of the demo, every texture equally often in every class and on both sides."""
+    """All videos of the demo, every pattern equally often in every class and on both sides."""
     return [
-        Scene(side, motion, scenes.TEXTURES[number % len(scenes.TEXTURES)], number)
+        Scene(side, motion, scenes.PATTERNS[number % len(scenes.PATTERNS)], number)
         for side, count in VIDEOS.items()
         for motion in scenes.MOTIONS
         for number in range(count)
@@ -116,7 +116,7 @@ def _write_all(folder: Path) -> None:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], crf: int = 18, key_frame_every: int = 24) -> None:
-    """Write RGBA frames (H, W, 4) uint8 as H.264 in 4:2:0, at 25 frames a second."""
+    """Write RGB frames (H, W, 3) uint8 as H.264 in 4:2:0, at 25 frames a second."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -127,7 +127,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], crf: int = 18, key_fra
                 stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
                 stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "yuv420p"
                 stream.codec_context.gop_size = key_frame_every
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -94,7 +94,8 @@ def run_prepare(paths: list[str], root: str, out: str, workers: int) -> int:
     for line in Path(out, SKIPPED).read_text().splitlines():
         entry = json.loads(line)
         console.print(Text(f"{entry['path']}: {entry['reason']}"), soft_wrap=True)
-    console.print(Text(f"{out}: {result.written} written, {result.kept} already there, {result.skipped} left out"))
+    counts = f"{result.written} written, {result.kept} already there, {result.skipped} left out"
+    console.print(Text(f"{out}: {counts}"), soft_wrap=True)
     return 1 if result.skipped else 0
 
 

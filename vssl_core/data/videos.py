@@ -92,9 +92,10 @@ class Videos:
 
     def select(self, indices: np.ndarray) -> Videos:
         """The list of these rows only, in the given order."""
-        text, ends = bytearray(), array("q")
-        for index in indices:
-            text += self._bytes(index)
+        text, ends, whole = bytearray(), array("q"), memoryview(self._text)
+        starts = np.concatenate([[0], self._ends[:-1]])[indices] if len(self) else indices
+        for start, end in zip(map(int, starts), map(int, self._ends[indices]), strict=True):
+            text += whole[start:end]
             ends.append(len(text))
         return Videos(_frozen(text, np.uint8), _frozen(ends, np.int64), self.labels[indices], self.classes, self.root)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vssl_core.distributed import any_rank, average, gather_objects, rank, world
 from vssl_core.errors import CheckpointError
 from vssl_core.nets.backbones import fingerprint
 from vssl_core.objective import Objective
-from vssl_core.plugins import check_hooks
+from vssl_core.plugins import listen
 from vssl_core.requests import Group as ClipGroup
 from vssl_core.requests import Request, complete, resolve
 from vssl_core.run import checkpoint
@@ -218,7 +219,8 @@ class Run:
             with autocast(self.device, self.config.device.precision):
                 output = self.module(micro)
             if output.total.requires_grad:
-                self.scaler.scale(output.total / micro.pieces).backward()
+                with sound_backward(self.device, self.config.device.precision):
+                    self.scaler.scale(output.total / micro.pieces).backward()
         return output
 
     def _update(self) -> Tensor | None:
@@ -367,12 +369,13 @@ class Run:
         if world_size() == 1:
             return self.ensemble
         places = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.ensemble, device_ids=places, broadcast_buffers=False)
+        renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # since torch 2.13
+        own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(self.ensemble, device_ids=places, **own_buffers)
 
     def _register(self) -> None:
         for name, objective in self.ensemble.objectives.items():
-            check_hooks(self.manager, objective, f"plugin '{name}'")
-            self.manager.register(objective, f"{name}/objective")
+            listen(self.manager, objective, f"{name}/objective", f"plugin '{name}'")
         for name, observer in observers(self.folder, self.config.log.tensorboard).items():
             self.manager.register(observer, name)
 

@@ -53,9 +53,13 @@ def build_optimizer(ensemble: Ensemble, section: OptimSection) -> torch.optim.Op
     if not groups:
         raise PluginError("plugins: nothing is trained; choose at least one plugin with an objective")
     if section.name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=True
         )
+        if section.momentum:  # the fused step fails where some parameters get their first gradient later than others
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     if section.name == "adamw":
         return torch.optim.AdamW(
             groups, lr=section.lr, betas=section.betas, weight_decay=section.weight_decay, fused=True

@@ -32,7 +32,10 @@ class ConformanceError(VsslError):
 
     def __str__(self) -> str:
         count = len(self.failures)
-        lines = [f"plugin '{self.name}': {count} check{'s' * (count > 1)} failed", *(f"{check}: {told}" for check, told in self.failures.items())]
+        lines = [
+            f"plugin '{self.name}': {count} check{'s' * (count > 1)} failed",
+            *(f"{check}: {told}" for check, told in self.failures.items()),
+        ]
         return "\n  ".join(lines)
 
 
@@ -56,7 +59,9 @@ def check_plugin(name: str, **options: Any) -> None:
         raise ConformanceError(name, failed) from cause
 
 
-def failures(name: str, options: Mapping[str, Any], only: Callable[[str], bool] = lambda check: True) -> tuple[dict[str, str], BaseException | None]:
+def failures(
+    name: str, options: Mapping[str, Any], only: Callable[[str], bool] = lambda check: True
+) -> tuple[dict[str, str], BaseException | None]:
     """{check: sentence} of the checks that fail, among those that `only` admits, and the first error that was raised on the way."""
     from vssl_core.plugins import load
     from vssl_core.testing.checks import checks_of

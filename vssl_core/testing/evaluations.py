@@ -44,15 +44,21 @@ class Examination:
         stages = tuple(self.context.stages)
         asked = self.needs.stages or stages[-1:]
         generator = torch.Generator().manual_seed(0)
-        places = {stage: torch.randn(len(CLASSES), self.context.stages[stage][0], generator=generator) for stage in asked}
+        places = {
+            stage: torch.randn(len(CLASSES), self.context.stages[stage][0], generator=generator) for stage in asked
+        }
         splits = {}
         for name in self.needs.splits:
             labels = torch.arange(VIDEOS[name]) % len(CLASSES)
             vectors = {}
             for stage, place in places.items():
                 centres = place[labels] + torch.randn(len(labels), place.shape[1], generator=generator)
-                vectors[stage] = centres[:, None] + 0.3 * torch.randn(len(labels), self.needs.clips, place.shape[1], generator=generator)
-            splits[name] = SplitFeatures(vectors, labels, tuple(f"{name}/{number}.mp4" for number in range(len(labels))))
+                vectors[stage] = centres[:, None] + 0.3 * torch.randn(
+                    len(labels), self.needs.clips, place.shape[1], generator=generator
+                )
+            splits[name] = SplitFeatures(
+                vectors, labels, tuple(f"{name}/{number}.mp4" for number in range(len(labels)))
+            )
         return ExtractedFeatures(splits, CLASSES, stages, seed=0)
 
     @cached_property
@@ -74,12 +80,19 @@ def needs(examination: Examination) -> str | None:
     if asked.clips < 1 or not asked.splits or not set(asked.splits) <= set(VIDEOS):
         return f"needs() must ask for at least one clip of the splits 'train' and 'test', got clips={asked.clips}, splits={asked.splits}"
     missing = [stage for stage in asked.stages or () if stage not in stages]
-    return f"needs() asks for stage '{missing[0]}', there are {', '.join(stages)}; check it with context.stage" if missing else None
+    return (
+        f"needs() asks for stage '{missing[0]}', there are {', '.join(stages)}; check it with context.stage"
+        if missing
+        else None
+    )
 
 
 def results(examination: Examination) -> str | None:
     """Percentages, each finite and from 0 to 100, under plain names."""
-    before = {name: {stage: rows.clone() for stage, rows in split.vectors.items()} for name, split in examination.features.splits.items()}
+    before = {
+        name: {stage: rows.clone() for stage, rows in split.vectors.items()}
+        for name, split in examination.features.splits.items()
+    }
     result = examination.result
     if not isinstance(result, Result):
         return f"run() must give vssl_core.Result, got {type(result).__name__}"
@@ -99,8 +112,10 @@ def repeated(examination: Examination) -> str | None:
     first, second = dict(examination.result.metrics), dict(examination.again.metrics)
     changed = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     if changed:
-        return (f"metric '{changed[0]}' is {first.get(changed[0])} once and {second.get(changed[0])} the next time; "
-                "draw from a generator of your own, seeded by features.seed")
+        return (
+            f"metric '{changed[0]}' is {first.get(changed[0])} once and {second.get(changed[0])} the next time; "
+            "draw from a generator of your own, seeded by features.seed"
+        )
     return None
 
 
@@ -117,4 +132,9 @@ def written(examination: Examination) -> str | None:
     return f"figure '{odd[0]}' is no matplotlib figure" if odd else None
 
 
-CHECKS: dict[str, Callable[[Examination], str | None]] = {"needs": needs, "results": results, "seed": repeated, "JSON": written}
+CHECKS: dict[str, Callable[[Examination], str | None]] = {
+    "needs": needs,
+    "results": results,
+    "seed": repeated,
+    "JSON": written,
+}

@@ -8,7 +8,19 @@ import sys
 
 from vssl_core.plugins import Plugin
 
-HEAVY = ("torch", "torchvision", "torchcodec", "pytorchvideo", "av", "cv2", "faiss", "sklearn", "scipy", "matplotlib", "tensorboard")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "pytorchvideo",
+    "av",
+    "cv2",
+    "faiss",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tensorboard",
+)
 
 PROGRAM = """
 import importlib, sys
@@ -31,7 +43,9 @@ def imports(plugin: Plugin) -> str | None:
     """A fresh interpreter that imports the plugin's module gets none of the heavy libraries with it."""
     name = plugin.module.__name__
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, name], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name], env=environment, capture_output=True, text=True, timeout=300
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return f"'{name}' cannot be imported in a fresh interpreter ({last}); import what it needs itself"

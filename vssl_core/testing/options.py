@@ -43,7 +43,9 @@ def unknown(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
         if model.model_config.get("extra") != "forbid":
             return f"{model.__qualname__} lets unknown keys pass; keep extra='forbid' of vssl_core.PluginConfig"
         if not model.model_config.get("frozen"):
-            return f"{model.__qualname__} can be changed after it was checked; keep frozen=True of vssl_core.PluginConfig"
+            return (
+                f"{model.__qualname__} can be changed after it was checked; keep frozen=True of vssl_core.PluginConfig"
+            )
     try:
         build(config, {**chosen, "no_such_option": 1}, f"plugins.{plugin.name}")
     except ConfigError:
@@ -54,7 +56,12 @@ def unknown(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
 def described(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
     """`vssl plugins NAME` prints what each option means."""
     config = config_of(plugin)
-    bare = [name for model in (config, *_nested(config)) for name, field in model.model_fields.items() if not (field.description or "").strip()]
+    bare = [
+        name
+        for model in (config, *_nested(config))
+        for name, field in model.model_fields.items()
+        if not (field.description or "").strip()
+    ]
     if bare:
         return f"{_named(bare)} no description; write Field(default, description=...)"
     return None
@@ -77,7 +84,11 @@ def bounds(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
 
 
 def _named(names: list[str]) -> str:
-    return f"option {', '.join(map(repr, names))} has" if len(names) == 1 else f"options {', '.join(map(repr, names))} have"
+    return (
+        f"option {', '.join(map(repr, names))} has"
+        if len(names) == 1
+        else f"options {', '.join(map(repr, names))} have"
+    )
 
 
 def _nested(config: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -124,5 +135,8 @@ def _refuses(config: type[BaseModel], chosen: Mapping[str, Any], name: str, valu
 
 
 CHECKS: dict[str, Callable[[Plugin, Mapping[str, Any]], str | None]] = {
-    "defaults": defaults, "unknown options": unknown, "descriptions": described, "bounds": bounds,
+    "defaults": defaults,
+    "unknown options": unknown,
+    "descriptions": described,
+    "bounds": bounds,
 }

@@ -72,10 +72,16 @@ class Ranks:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
         for rank in range(RANKS):
             with open(self.folder / f"log.{rank}", "wb") as log:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(rank), str(self.folder)], env=environment, text=True,
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                ))
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", __name__, str(rank), str(self.folder)],
+                        env=environment,
+                        text=True,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                    )
+                )
 
     def _wait(self) -> None:
         open_answers = {process.stdout: rank for rank, process in enumerate(self.processes)}

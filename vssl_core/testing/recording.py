@@ -94,7 +94,11 @@ class Witness:
     @hookimpl(trylast=True)
     def vssl_backward_end(self, run: Run) -> None:
         """Gradients as the optimizer will see them."""
-        found = {name: parameter.grad.clone() for name, parameter in run.ensemble.named_parameters() if parameter.grad is not None}
+        found = {
+            name: parameter.grad.clone()
+            for name, parameter in run.ensemble.named_parameters()
+            if parameter.grad is not None
+        }
         self.recording.gradients.append(found)
 
     @hookimpl(trylast=True)
@@ -102,7 +106,9 @@ class Witness:
         """Losses and kept rows; before the next checkpoint is written, the last one is put aside for a restart."""
         self.recording.losses.append({name: loss.clone() for name, loss in report.losses.items()})
         self.recording.totals.append(report.loss.clone())
-        self.recording.kept.append({f"{name}/{key}": rows.clone() for name, kept in report.kept.items() for key, rows in kept.items()})
+        self.recording.kept.append(
+            {f"{name}/{key}": rows.clone() for name, kept in report.kept.items() for key, rows in kept.items()}
+        )
         if report.step == COPY_AT + 1 and rank() == 0 and (run.folder / checkpoint.NAME).exists():
             aside = restart_folder(run.folder)
             aside.mkdir(exist_ok=True)
@@ -145,10 +151,16 @@ class Onlooker:
                     self._complain("terms", f"metric '{key}' is not one number")
                 if kind == "keep" and not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
                     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    self._complain("terms", f"keep '{key}' must have a row for each of the {rows} videos of the batch, got {shape}")
+                    self._complain(
+                        "terms", f"keep '{key}' must have a row for each of the {rows} videos of the batch, got {shape}"
+                    )
 
     def _state(self) -> dict[str, Tensor]:
-        return {key: value.detach().clone() for key, value in self.ensemble.state_dict().items() if isinstance(value, Tensor) and key not in self.free}
+        return {
+            key: value.detach().clone()
+            for key, value in self.ensemble.state_dict().items()
+            if isinstance(value, Tensor) and key not in self.free
+        }
 
     def _complain(self, about: str, what: str) -> None:
         known = self.complaints.setdefault(about, [])
@@ -160,11 +172,17 @@ def running_statistics(module: nn.Module) -> set[str]:
     """The names of the running statistics of all normalisations in a module: the only state that a forward may change."""
     return {
         f"{name}.{statistic}" if name else statistic
-        for name, norm in module.named_modules() if isinstance(norm, _NormBase)
+        for name, norm in module.named_modules()
+        if isinstance(norm, _NormBase)
         for statistic in STATISTICS
     }
 
 
 def same(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors are equal bit for bit, not-a-number included."""
-    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(left.isnan(), right.isnan()) and torch.equal(left.nan_to_num(), right.nan_to_num())
+    return (
+        left.shape == right.shape
+        and left.dtype == right.dtype
+        and torch.equal(left.isnan(), right.isnan())
+        and torch.equal(left.nan_to_num(), right.nan_to_num())
+    )
