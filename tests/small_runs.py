@@ -75,6 +75,15 @@ def splits(place: Path | None = None) -> Splits:
     return Splits(Videos.build(names, labels, ("left", "right"), str(place or videos_folder())), None, "small")
 
 
+def with_broken(place: Path, broken: list[int], content: bytes = b"no video at all") -> Splits:
+    """The dozen in a folder of its own, `place`/videos, some of them replaced by what is no video."""
+    shutil.copytree(videos_folder() / "train", place / "videos" / "train")
+    found = splits(place / "videos")
+    for number in broken:
+        Path(found.train.path(number)).write_bytes(content)
+    return found
+
+
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +95,7 @@ def settings(plugins: Mapping[str, Mapping[str, Any]], **changes: Any) -> RunCon
     return RunConfig.model_validate(tree)
 
 
-def open_small(folder: Path, plugins: Mapping[str, Any], *, data: Splits | None = None, options: Any = None, **changes: Any) -> Run:
+def open_small(folder: Path, plugins: Mapping[str, Any], *, videos: Splits | None = None, options: Any = None, **changes: Any) -> Run:
     """A run in `folder`, new or resumed, that trains these plugins.
 
     A plugin is an Objective or Combiner class, an observer (any object with hooks), or None for one that is installed.
@@ -98,7 +107,7 @@ def open_small(folder: Path, plugins: Mapping[str, Any], *, data: Splits | None 
     loaded: dict[str, Plugin] = {}
     for name, what in plugins.items():
         loaded[name] = load([name], manager)[1][name] if what is None else register(manager, name, offer(what), f"plugin '{name}'")
-    run = open_run(choose(config, (manager, loaded)), data or splits(), folder)
+    run = open_run(choose(config, (manager, loaded)), videos or splits(), folder)
     if run.manager.has_plugin("progress"):  # nobody watches
         run.manager.unregister(name="progress")
     return run

@@ -121,7 +121,7 @@ class Pcl(Objective):
         keys = F.normalize(shuffled(self._encode_slowly, right.clip, batch, self.teacher).float(), dim=1)  # (B, D)
         queries = F.normalize(self.projector(left.features.vector).float(), dim=1)
         logits = against_queue(queries, keys, self.queue.rows, self.config.temperature)
-        first = torch.zeros(len(batch), dtype=torch.long, device=logits.device)
+        first = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
         losses = {"instance": F.cross_entropy(logits, first)}
         metrics = {"accuracy": (logits.detach().argmax(dim=1) == 0).float().mean()}
         if batch.epoch >= self.warmup:

@@ -155,7 +155,7 @@ def count_step(config: RunConfig, parts: Parts) -> Count:
 
 def _made_up(path: Path, frames: int, seed: int) -> str:
     generator = np.random.default_rng(seed)
-    noise = generator.integers(0, 256, (96, 128, 4), dtype=np.uint8)
+    noise = generator.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     write_video(path, (np.roll(noise, frame, axis=1) for frame in range(frames)))
     return str(path)
 

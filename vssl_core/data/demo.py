@@ -120,13 +120,12 @@ def write_video(path: Path, frames: Iterator[np.ndarray], crf: int = 18, key_fra
     import av
 
     with av.open(str(path), "w") as container:
-        stream = None
-        for pixels in frames:
-            if stream is None:
-                options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
-                stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-                stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "yuv420p"
-                stream.codec_context.gop_size = key_frame_every
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
+        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", key_frame_every
+        for number, pixels in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = pixels.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -17,8 +19,9 @@ Colour = tuple[str, int, int]  # pixel format, colour space and range of a frame
 _PLANAR = {"yuv420p", "yuvj420p"}
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, which FFmpeg converts as BT.601
 _KNOWN_SPACES = {0, 1, 2, 4, 5, 6, 7, 9}  # the values of AVColorSpace that FFmpeg's scaler does not refuse
-# Few enough that their memory is used again and not given back to the system after every clip.
-_PIXELS_AT_A_TIME = 1 << 18
+_CONVERTED_AT_A_TIME = 1 << 17  # pixels: so that what was piled up is converted while it is in the processor's cache
+_SCALED_AT_A_TIME = 1 << 22  # pixels: a clip of common size at once, since each call works its weights out anew
+_memory = threading.local()  # of each thread: pixels to be scaled lie in the same place every time
 
 
 class Frames:
@@ -37,14 +40,23 @@ class Frames:
 
     def rgb(self, indices: Sequence[int], box: Box | None = None) -> Pixels:
         """The frames, or one box of them, at source resolution: uint8 (T, h, w, 3)."""
-        pieces = self._pieces([int(i) for i in indices], self._stored(box or (0, 0, self.height, self.width)))
-        return np.ascontiguousarray(np.rot90(np.concatenate(list(pieces)), self._turns, axes=(1, 2)))
+        stored = self._stored(box or (0, 0, self.height, self.width))
+        clip = np.empty((len(indices), *stored[2:], 3), np.uint8)
+        self._convert([int(i) for i in indices], stored, clip)
+        return self._turned(clip)
 
     def resized(self, indices: Sequence[int], box: Box, size: int) -> Pixels:
         """One box of the frames, scaled bilinearly with antialiasing: uint8 (T, size, size, 3)."""
-        scaled = [_scaled(piece, size) for piece in self._pieces([int(i) for i in indices], self._stored(box))]
+        stored = self._stored(box)
+        step = max(1, _SCALED_AT_A_TIME // (box[2] * box[3]))
+        scaled = []
+        for start in range(0, len(indices), step):
+            some = [int(i) for i in indices[start : start + step]]
+            pixels = _room(len(some), stored[2], stored[3])
+            self._convert(some, stored, pixels)
+            scaled.append(_scaled(pixels, size))
         clip = scaled[0] if len(scaled) == 1 else np.concatenate(scaled)
-        return np.ascontiguousarray(np.rot90(clip, self._turns, axes=(1, 2)))
+        return self._turned(clip)
 
     def _stored(self, box: Box) -> Box:
         """The same box in pixels of the frame as stored, before the turn for display."""
@@ -55,21 +67,25 @@ class Frames:
         turned = (box, (left, down, width, height), (down, right, height, width), (right, top, width, height))
         return turned[self._turns]
 
+    def _turned(self, clip: Pixels) -> Pixels:
+        """The clip as shown: (T, h, w, 3)."""
+        return np.ascontiguousarray(np.rot90(clip, self._turns, axes=(1, 2))) if self._turns else clip
+
     def _size_stored(self) -> tuple[int, int]:
         return (self.width, self.height) if self._turns % 2 else (self.height, self.width)
 
-    def _pieces(self, indices: list[int], box: Box) -> Iterator[Pixels]:
-        """The box of the frames in RGB, a few frames at a time: (n, h, w, 3)."""
-        step = max(1, _PIXELS_AT_A_TIME // (box[2] * box[3]))
+    def _convert(self, indices: list[int], box: Box, out: Pixels) -> None:
+        """Write the box of the frames in RGB, a few frames at a time."""
+        top, left, height, width = box
+        step = max(1, _CONVERTED_AT_A_TIME // (height * width))
         for start in range(0, len(indices), step):
-            looks = [self._look(i) for i in indices[start : start + step]]
-            planes, colours = [look[0] for look in looks], {look[1] for look in looks}
-            if len(colours) == 1 and not any(p is None for p in planes):
-                yield self._converted_pile([p for p in planes if p is not None], box, colours.pop())
-            else:
-                top, left, height, width = box
-                whole = [self._converted(i) for i in indices[start : start + step]]
-                yield np.stack([frame[top : top + height, left : left + width] for frame in whole])
+            some, target = indices[start : start + step], out[start : start + step]
+            planes, colours = zip(*map(self._look, some), strict=True)
+            if None not in planes and len(set(colours)) == 1:
+                self._convert_pile(planes, box, colours[0], target)
+                continue
+            for index, place in zip(some, target, strict=True):
+                place[...] = self._converted(index)[top : top + height, left : left + width]
 
     def _look(self, index: int) -> tuple[Planes | None, Colour]:
         """Views of the decoder's own memory, or None where the frame has another layout or size, and its colours."""
@@ -92,8 +108,8 @@ class Frames:
             return None  # stored upside down
         return _view(y), _view(u), _view(v)
 
-    def _converted_pile(self, planes: Sequence[Planes], box: Box, colour: Colour) -> Pixels:
-        """A box of 4:2:0 frames in RGB: (n, h, w, 3)."""
+    def _convert_pile(self, planes: Sequence[Planes], box: Box, colour: Colour, out: Pixels) -> None:
+        """Write a box of 4:2:0 frames in RGB: (n, h, w, 3)."""
         top, left, height, width = box
         odd_top, odd_left = top % 2, left % 2
         tall, wide = (odd_top + height + 1) // 2 * 2, (odd_left + width + 1) // 2 * 2  # of one tile, even
@@ -104,7 +120,7 @@ class Frames:
             _stack(source, (top // 2 * 2 // scale, left // 2 * 2 // scale, tall // scale, wide // scale), target)
         tiles = _view(self._reformatter.reformat(known_colours(pile), format="rgb24", threads=1).planes[0], 3)
         tiles = tiles.reshape(len(planes), tall, wide, 3)
-        return tiles[:, odd_top : odd_top + height, odd_left : odd_left + width]
+        out[...] = tiles[:, odd_top : odd_top + height, odd_left : odd_left + width]
 
     def _converted(self, index: int) -> Pixels:
         """The whole frame as stored, in RGB: (H, W, 3)."""
@@ -126,9 +142,9 @@ def known_colours(frame: VideoFrame) -> VideoFrame:
     return frame
 
 
-def _view(plane, channels: int = 1) -> Pixels:  # noqa: ANN001
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height, : plane.width * channels]
+def _view(plane: VideoPlane, channels: int = 1) -> Pixels:
+    """The samples of a plane, without the padding of its rows: (H, W * channels)."""
+    return np.ndarray((plane.height, plane.width * channels), np.uint8, plane, 0, (plane.line_size, 1))
 
 
 def _stack(planes: Sequence[Pixels], box: Box, target: Pixels) -> None:
@@ -137,6 +153,17 @@ def _stack(planes: Sequence[Pixels], box: Box, target: Pixels) -> None:
     for number, plane in enumerate(planes):
         cut = plane[top : top + height, left : left + width]
         target[number * height : number * height + cut.shape[0], : cut.shape[1]] = cut
+
+
+def _room(count: int, height: int, width: int) -> Pixels:
+    """Memory for `count` pictures in RGB, valid until the next call in this thread."""
+    needed = count * height * width * 3
+    room = getattr(_memory, "room", None)
+    if room is None or len(room) < needed:
+        room = np.empty(needed, np.uint8)
+        if needed <= 3 * _SCALED_AT_A_TIME:
+            _memory.room = room
+    return room[:needed].reshape(count, height, width, 3)
 
 
 def _scaled(clip: Pixels, size: int) -> Pixels:

@@ -80,10 +80,6 @@ class Table:
     header: tuple[str, ...] | None
     rows: Iterator[tuple[int, list[str]]]
 
-    def error(self, line: int, what: str) -> DataError:
-        """The error for one line of the file."""
-        return DataError(f"{self.file}, line {line}: {what}")
-
     @property
     def kinetics(self) -> bool:
         """Whether the columns are those of the Kinetics lists."""
@@ -126,7 +122,7 @@ def _read(file: str, above: str, labels: Labels | None) -> Videos:
     if labels is None:
         for number, path in lines(file):
             if not is_video(path):
-                raise Table(file, None, iter(())).error(number, _not_a_video(path))
+                raise bad_line(file, number, _not_a_video(path))
             rows.add(path)
     else:
         _read_table(open_table(file), rows, labels)
@@ -143,15 +139,20 @@ def _read_table(table: Table, rows: Rows, labels: Labels) -> None:
             width, label_column = len(fields), 1 if len(fields) == 2 else None
         if len(fields) != width:
             shown = _short(" ".join(fields))
-            raise table.error(number, f"has {len(fields)} columns where {width} are expected ('{shown}')")
+            raise bad_line(table.file, number, f"has {len(fields)} columns where {width} are expected ('{shown}')")
         path = fields[path_column].strip()
         if not is_video(path):
-            raise table.error(number, _not_a_video(path))
+            raise bad_line(table.file, number, _not_a_video(path))
         rows.add(path)
         try:
             rows.labels.append(NO_LABEL if label_column is None else labels.id(fields[label_column].strip()))
         except ValueError as error:
-            raise table.error(number, str(error)) from None
+            raise bad_line(table.file, number, str(error)) from None
+
+
+def bad_line(file: str, number: int, what: str) -> DataError:
+    """The error that says what is wrong with one line of a file."""
+    return DataError(f"{file}, line {number}: {what}")
 
 
 def _columns(table: Table) -> tuple[int, int | None, int | None]:
@@ -160,7 +161,7 @@ def _columns(table: Table) -> tuple[int, int | None, int | None]:
         return 0, None, None
     path = next((table.header.index(name) for name in PATH_COLUMNS if name in table.header), None)
     if path is None:
-        raise table.error(1, f"names the columns {', '.join(table.header)}; one must be called 'path'")
+        raise bad_line(table.file, 1, f"names the columns {', '.join(table.header)}; one must be called 'path'")
     label = next((table.header.index(name) for name in LABEL_COLUMNS if name in table.header), None)
     return path, label, len(table.header)
 
@@ -174,7 +175,7 @@ def open_table(file: str) -> Table:
     rows = _comma_rows(file) if commas else _blank_rows(file)
     number, head = next(rows, (0, []))
     if commas and len(head) > 2 and not _names(head) & known:
-        raise DataError(f"{file}, line {number}: has {len(head)} columns; name them in a first line such as path,label")
+        raise bad_line(file, number, f"has {len(head)} columns; name them in a first line such as path,label")
     if head and not any(is_video(field.strip()) for field in head) and _names(head) & known:
         return Table(file, tuple(field.strip().lower() for field in head), rows)
     return Table(file, None, chain([(number, head)], rows) if head else iter(()))
@@ -190,7 +191,7 @@ def _comma_rows(file: str) -> Iterator[tuple[int, list[str]]]:
         try:
             yield from ((reader.line_num, fields) for fields in reader if fields)
         except csv.Error as error:
-            raise DataError(f"{file}, line {reader.line_num}: not comma separated values ({error})") from None
+            raise bad_line(file, reader.line_num, f"not comma separated values ({error})") from None
 
 
 def _blank_rows(file: str) -> Iterator[tuple[int, list[str]]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from iopath.common.file_io import g_pathmgr
 
 from vssl_core.data.folders import entries, existing_folder, walk
-from vssl_core.data.lists import Labels, Table, lines, list_files, open_table
+from vssl_core.data.lists import Labels, Table, bad_line, lines, list_files, open_table
 from vssl_core.data.splits import hold_out, shorten
 from vssl_core.data.videos import NO_LABEL, SourceOptions, Splits, Videos
 from vssl_core.errors import DataError
@@ -70,17 +70,17 @@ def kinetics_lists(files: Sequence[str], root: str, options: SourceOptions) -> S
 
 def _kinetics_rows(table: Table, labels: Labels) -> Iterator[tuple[str, int]]:
     if not table.kinetics or table.header is None:
-        raise table.error(1, "must name the columns label, youtube_id, time_start and time_end")
+        raise bad_line(table.file, 1, "must name the columns label, youtube_id, time_start and time_end")
     identifier, start, end = (table.header.index(name) for name in ("youtube_id", "time_start", "time_end"))
     label = table.header.index("label") if "label" in table.header else None
     for number, fields in table.rows:
         if len(fields) != len(table.header):
-            raise table.error(number, f"has {len(fields)} columns where {len(table.header)} are expected")
+            raise bad_line(table.file, number, f"has {len(fields)} columns where {len(table.header)} are expected")
         try:
             seconds = [int(float(fields[column])) for column in (start, end)]
         except (ValueError, OverflowError):
             times = f"'{fields[start]}' and '{fields[end]}'"
-            raise table.error(number, f"time_start and time_end must be numbers, got {times}") from None
+            raise bad_line(table.file, number, f"time_start and time_end must be numbers, got {times}") from None
         name = f"{fields[identifier]}_{seconds[0]:06d}_{seconds[1]:06d}"
         yield name, NO_LABEL if label is None else labels.id(fields[label])
 
@@ -95,16 +95,18 @@ def _folder_with_class_index(root: str) -> str:
     for folder in (f"{root}/ucfTrainTestlist", f"{root}/splits", root, f"{os.path.dirname(root)}/ucfTrainTestlist"):
         if g_pathmgr.isfile(f"{folder}/classInd.txt"):
             return folder
-    raise DataError(f"data source 'ucf101': {root}/ucfTrainTestlist: the official lists (classInd.txt, ...) are not there")
+    raise DataError(
+        f"data source 'ucf101': {root}/ucfTrainTestlist: the official lists (classInd.txt, ...) are not there"
+    )
 
 
 def _class_index(file: str) -> list[str]:
     """The class names of classInd.txt, whose lines are `number name` with numbers from 1."""
-    names = []
+    names: list[str] = []
     for number, line in lines(file):
         fields = line.split(None, 1)
         if len(fields) != 2 or fields[0] != str(len(names) + 1):
-            raise DataError(f"{file}, line {number}: expected '{len(names) + 1} CLASS', got '{line[:60]}'")
+            raise bad_line(file, number, f"expected '{len(names) + 1} CLASS', got '{line[:60]}'")
         names.append(fields[1])
     return names
 
@@ -119,9 +121,9 @@ def _ucf_list(file: str, classes: Sequence[str]) -> Listed:
         folder, _, name = path.rpartition("/")
         label = ids.get(folder.lower())
         if label is None:
-            raise DataError(f"{file}, line {number}: '{folder}' is not a class of classInd.txt ('{line[:60]}')")
+            raise bad_line(file, number, f"'{folder}' is not a class of classInd.txt ('{line[:60]}')")
         if given is not None and int(given) != label + 1:
-            raise DataError(f"{file}, line {number}: class {folder} is number {label + 1} in classInd.txt, not {given}")
+            raise bad_line(file, number, f"class {folder} is number {label + 1} in classInd.txt, not {given}")
         rows.append((f"{folder}/{name.rpartition('.')[0] or name}", label))
     return rows
 
@@ -131,7 +133,7 @@ def _hmdb_list(file: str, folder: str, label: int, sides: tuple[Listed, Listed])
     for number, line in _existing_lines(file):
         name, _, side = line.rpartition(" ")
         if side not in ("0", "1", "2") or not name:
-            raise DataError(f"{file}, line {number}: expected 'NAME 0', 1 or 2, got '{line[:60]}'")
+            raise bad_line(file, number, f"expected 'NAME 0', 1 or 2, got '{line[:60]}'")
         if side != "0":
             sides[int(side) - 1].append((f"{folder}/{name.strip().rpartition('.')[0] or name.strip()}", label))
 

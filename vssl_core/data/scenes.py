@@ -39,7 +39,7 @@ class State:
         return State(_places(1, generator), turn, zoom, phase, light)
 
     def at(self, frame: int) -> tuple[np.ndarray, ...]:
-        """All parts in one frame."""
+        """Shift, turn, zoom, phase and light in one frame."""
         return tuple(values[frame % len(values)] for values in vars(self).values())
 
 
@@ -98,7 +98,7 @@ def render(motion: str, pattern: str, frames: int, generator: np.random.Generato
     look = Look(pattern, frames, generator)
     state = MOTIONS[motion](State.draw(generator), np.arange(frames), generator)
     for frame in range(frames):
-        yield look.draw(frame, *state.at(frame))
+        yield look.draw(frame, state.at(frame))
 
 
 class Look:
@@ -114,16 +114,17 @@ class Look:
         self.cells = _pattern(pattern, generator)  # (PERIOD, PERIOD) grey values
         self.colours = _colours(frames, generator)  # (T, 256, 3) of the grey values
 
-    def draw(self, frame: int, shift: np.ndarray, turn: float, zoom: float, phase: float, light: float) -> np.ndarray:
-        """One frame, (H, W, 3) uint8."""
-        wave = WARP * np.sin(self.waves + np.float32(phase))
-        x = self.x - self.along[1] * wave - np.float32(shift[0])
-        y = self.y + self.along[0] * wave - np.float32(shift[1])
+    def draw(self, frame: int, moment: tuple[np.ndarray, ...]) -> np.ndarray:
+        """One frame that shows this moment of a state, (H, W, 3) uint8."""
+        shift, turn, zoom, phase, light = (values.astype(np.float32) for values in moment)
+        wave = WARP * np.sin(self.waves + phase)
+        x = self.x - self.along[1] * wave - shift[0]
+        y = self.y + self.along[0] * wave - shift[1]
         scale = CELLS * 2.0**zoom
-        cosine, sine = np.float32(scale * np.cos(turn)), np.float32(scale * np.sin(turn))
+        cosine, sine = scale * np.cos(turn), scale * np.sin(turn)
         column = (cosine * x - sine * y).astype(np.int32) & (PERIOD - 1)
         row = (sine * x + cosine * y).astype(np.int32) & (PERIOD - 1)
-        colours = self.colours[frame] * np.float32(0.4 + 0.6 * light)
+        colours = self.colours[frame] * (0.4 + 0.6 * light)
         return (colours.take(self.cells[row, column], axis=0) * self.shade).clip(0, 255).astype(np.uint8)
 
 

@@ -51,7 +51,9 @@ def _by_group(videos: Videos, pattern: str, fraction: float) -> np.ndarray:
     np.add.at(counts, (group, class_of), 1)  # (groups, classes)
     missing = fraction * counts.sum(0)
     taken = np.zeros(len(names), bool)
-    for index in sorted(range(len(names)), key=lambda index: _hash(names[index].encode("utf-8", "surrogateescape"))):
+    for index in sorted(
+        range(len(names)), key=lambda index: _hash(str(names[index]).encode("utf-8", "surrogateescape"))
+    ):
         after = missing - counts[index]
         if np.abs(after).sum() < np.abs(missing).sum() and taken.sum() < len(names) - 1:
             taken[index], missing = True, after

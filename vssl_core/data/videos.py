@@ -92,7 +92,7 @@ class Videos:
 
     def select(self, indices: np.ndarray) -> Videos:
         """The list of these rows only, in the given order."""
-        text, ends, whole = bytearray(), array("q"), memoryview(self._text)
+        text, ends, whole = bytearray(), array("q"), self._text.data
         starts = np.concatenate([[0], self._ends[:-1]])[indices] if len(self) else indices
         for start, end in zip(map(int, starts), map(int, self._ends[indices]), strict=True):
             text += whole[start:end]

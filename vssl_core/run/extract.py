@@ -18,9 +18,11 @@ from vssl_core.data.batches import prepare
 from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import gather_objects, rank, world_size
+from vssl_core.errors import PluginError
 from vssl_core.looks import Recipe
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.requests import Group
+from vssl_core.run.checkpoint import generators, restore_generators
 from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
 
@@ -57,28 +59,21 @@ class Extractor:
         videos are done.
         """
         parts, modes = [], [(module, module.training) for root in (backbone, *modules) for module in root.modules()]
-        state = torch.get_rng_state()
+        before = generators()
         for module, _ in modes:
             module.training = train
         try:
             with torch.no_grad(), still([norm for root in (backbone, *modules) for norm in normalisations(root)]):
                 for raw in self._batches():
                     if len(raw.index):
-                        parts.append(
-                            {
-                                "index": raw.index,
-                                **{
-                                    name: value.cpu()
-                                    for name, value in encode(self._batch(raw.to(self.device), backbone)).items()
-                                },
-                            }
-                        )
+                        found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
+                        parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
                     if advance:
                         advance(len(raw.index))
         finally:
             for module, mode in modes:
                 module.training = mode
-            torch.set_rng_state(state)
+            restore_generators(before)
         return self._joined(parts)
 
     def _batches(self) -> Iterator[RawBatch]:
@@ -121,6 +116,14 @@ class Extractor:
         read = set(result["index"].tolist())
         result["unreadable"] = [number for number in range(len(self.videos)) if number not in read]
         return result
+
+
+def _checked(found: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PluginError(f"run.extract: '{name}' must have a row for each of the {rows} videos, got {got}")
+    return found
 
 
 def _lazily(backbone: nn.Module, clip: Tensor) -> Callable[[], dict[str, Tensor]]:

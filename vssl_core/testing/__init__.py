@@ -44,9 +44,9 @@ def check_plugin(name: str, **options: Any) -> None:
 
     Everything that it offers is checked: the options, what its import brings in, and of
 
-    - an objective: finite losses and gradients, term names, state that only moves in announcements, random numbers that only
-      follow from the seed, a restart that changes nothing, two ranks that equal one, bfloat16, videos shorter than any clip,
-      and weight 0;
+    - an objective: finite losses and gradients, term names, state that only moves in announcements, random numbers that
+      only follow from the seed, a restart that changes nothing, two ranks that equal one, bfloat16, videos shorter than
+      any clip, and weight 0;
     - an evaluation: finite percentages, the same from the same features, that can be written as JSON;
     - a combiner, an observer: a short training with it, repeated, and restarted.
 
@@ -62,7 +62,7 @@ def check_plugin(name: str, **options: Any) -> None:
 def failures(
     name: str, options: Mapping[str, Any], only: Callable[[str], bool] = lambda check: True
 ) -> tuple[dict[str, str], BaseException | None]:
-    """{check: sentence} of the checks that fail, among those that `only` admits, and the first error that was raised on the way."""
+    """{check: sentence} of the checks that fail, among those that `only` admits, and the first error on the way."""
     from vssl_core.plugins import load
     from vssl_core.testing.checks import checks_of
 

@@ -26,6 +26,7 @@ def checks_of(plugin: Plugin, chosen: Mapping[str, Any], folder: Path) -> Iterat
     """All checks of a plugin with the chosen options; runs are kept below `folder`."""
     yield Check("documentation", partial(module.documentation, plugin))
     yield Check("imports", partial(module.imports, plugin))
+    yield Check("offers", partial(module.offers, plugin))
     yield from _of(options.CHECKS, plugin, chosen)
     if plugin.evaluation is not None:
         yield from _of(evaluations.CHECKS, evaluations.Examination(plugin, chosen))

@@ -78,7 +78,8 @@ def needs(examination: Examination) -> str | None:
     if not isinstance(asked, Needs):
         return f"needs() must give vssl_core.Needs, got {type(asked).__name__}"
     if asked.clips < 1 or not asked.splits or not set(asked.splits) <= set(VIDEOS):
-        return f"needs() must ask for at least one clip of the splits 'train' and 'test', got clips={asked.clips}, splits={asked.splits}"
+        given = f"clips={asked.clips}, splits={asked.splits}"
+        return f"needs() must ask for at least one clip of the splits 'train' and 'test', got {given}"
     missing = [stage for stage in asked.stages or () if stage not in stages]
     return (
         f"needs() asks for stage '{missing[0]}', there are {', '.join(stages)}; check it with context.stage"

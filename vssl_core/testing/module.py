@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from vssl_core.plugins import Plugin
 
@@ -53,4 +54,19 @@ def imports(plugin: Plugin) -> str | None:
     heavy = [library for library in HEAVY if library in brought]
     if heavy:
         return f"importing '{name}' also imports {', '.join(heavy)}; import the classes inside its hook functions"
+    return None
+
+
+def offers(plugin: Plugin) -> str | None:
+    """Backbones and sources are functions by name; a backbone can be built."""
+    from vssl_core.nets.backbones import Backbone
+
+    for hook in ("vssl_backbones", "vssl_sources"):
+        offer = getattr(plugin.module, hook, dict)()
+        named = isinstance(offer, Mapping) and all(isinstance(name, str) and callable(offer[name]) for name in offer)
+        if not named:
+            return f"{hook} must give {{name: function}}, got {offer!r}"
+        for name, function in offer.items() if hook == "vssl_backbones" else ():
+            if not isinstance(built := function(), Backbone):
+                return f"backbone '{name}' must be a vssl_core.Backbone, got {type(built).__name__}"
     return None

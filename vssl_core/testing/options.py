@@ -29,10 +29,16 @@ def defaults(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
     try:
         read = build(config_of(plugin), written, f"plugins.{plugin.name}")
     except ConfigError as error:
-        return f"its own options are refused when they are read back from config.yaml ({error}); make its defaults and its validators agree"
+        return (
+            f"its own options are refused when they are read back from config.yaml ({error}); "
+            "make its defaults and its validators agree"
+        )
     if to_tree(read) != written:
         changed = next(key for key in written if to_tree(read).get(key) != written[key])
-        return f"option '{changed}' is {written[changed]!r} in config.yaml and {to_tree(read).get(changed)!r} when read back; a validator must leave its own result alone"
+        return (
+            f"option '{changed}' is {written[changed]!r} in config.yaml and {to_tree(read).get(changed)!r} when read "
+            "back; a validator must leave its own result alone"
+        )
     return None
 
 
@@ -50,7 +56,10 @@ def unknown(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
         build(config, {**chosen, "no_such_option": 1}, f"plugins.{plugin.name}")
     except ConfigError:
         return None
-    return f"{config.__qualname__} accepts the unknown key 'no_such_option'; let extra='forbid' of vssl_core.PluginConfig do its work"
+    return (
+        f"{config.__qualname__} accepts the unknown key 'no_such_option'; "
+        "let extra='forbid' of vssl_core.PluginConfig do its work"
+    )
 
 
 def described(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
@@ -77,7 +86,10 @@ def bounds(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
         elif not limits and not _refuses(config, chosen, name, FAR) and not _refuses(config, chosen, name, -FAR):
             loose.append(name)
     if deaf:
-        return f"option {', '.join(map(repr, deaf))} takes values outside its own bounds; a validator must not mend what the user wrote, but refuse it"
+        return (
+            f"option {', '.join(map(repr, deaf))} takes values outside its own bounds; "
+            "a validator must not mend what the user wrote, but refuse it"
+        )
     if loose:
         return f"{_named(loose)} no bound; write Field(default, ge=..., le=..., description=...)"
     return None

@@ -1,4 +1,4 @@
-"""Two ranks on this machine, for the whole life of this process; the module is also the program that each of them runs."""
+"""Two ranks on this machine, for the whole life of this process; also the program that each of them runs."""
 
 from __future__ import annotations
 

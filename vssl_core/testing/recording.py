@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,17 +16,20 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vssl_core.config import RunConfig
 from vssl_core.distributed import rank
+from vssl_core.errors import VsslError
 from vssl_core.hookspecs import hookimpl
-from vssl_core.objective import Objective, Terms, is_scalar
+from vssl_core.objective import Objective, Terms
 from vssl_core.run import checkpoint
 from vssl_core.run.build import choose
 from vssl_core.run.engine import Run
+from vssl_core.run.ensemble import check_finite
 from vssl_core.run.folder import open_run
 from vssl_core.run.report import Report
 from vssl_core.testing import videos
 from vssl_core.testing.stand_in import with_stand_ins
 
 COPY_AT = 2  # the step whose checkpoint is kept for a restart
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_@]+")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -46,10 +50,10 @@ class Recording:
     """What a run gave, step by step; tensors and plain values only."""
 
     losses: list[dict[str, Tensor]] = field(default_factory=list)  # averaged over ranks
-    totals: list[Tensor] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)  # averaged over ranks
     kept: list[dict[str, Tensor]] = field(default_factory=list)  # {'objective/name': (global batch, ...)}
-    state: dict[str, Tensor] = field(default_factory=dict)  # of backbone and objectives, at the end
+    start: dict[str, Tensor] = field(default_factory=dict)  # the state of backbone and objectives before the first step
+    state: dict[str, Tensor] = field(default_factory=dict)  # ... and after the last
     complaints: dict[str, list[str]] = field(default_factory=dict)  # {what was looked at: what is wrong}
 
 
@@ -64,12 +68,12 @@ def record(job: Job) -> Recording:
     witness = Witness(run)
     run.manager.register(witness, "witness")
     run.train()
-    witness.recording.state = {name: value.detach().clone() for name, value in run.ensemble.state_dict().items()}
+    witness.recording.state = _copy(run.ensemble.state_dict())
     return witness.recording
 
 
 def smooth(module: nn.Module) -> None:
-    """Take out dropout, whose draws belong to batches, and the kinks, where rounding decides which way a gradient goes."""
+    """Take out dropout, whose draws belong to batches, and kinks, where rounding decides on the gradient."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.ReLU):
@@ -91,24 +95,28 @@ class Witness:
         for name, objective in run.objectives.items():
             Onlooker(name, objective, run.ensemble, self.recording.complaints)
 
+    @hookimpl
+    def vssl_run_start(self, run: Run) -> None:
+        """What the run begins with."""
+        self.recording.start = _copy(run.ensemble.state_dict())
+
     @hookimpl(trylast=True)
     def vssl_backward_end(self, run: Run) -> None:
-        """Gradients as the optimizer will see them."""
-        found = {
-            name: parameter.grad.clone()
-            for name, parameter in run.ensemble.named_parameters()
-            if parameter.grad is not None
-        }
+        """Gradients as the optimizer will see them; raises `VsslError` for one that is not finite."""
+        parameters = run.ensemble.named_parameters()
+        found = {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
+        for name, gradient in found.items():
+            if not bool(gradient.isfinite().all()):
+                raise VsslError(f"the gradient of '{name}' is not finite in step {run.step + 1}")
         self.recording.gradients.append(found)
 
     @hookimpl(trylast=True)
     def vssl_step_end(self, run: Run, report: Report) -> None:
         """Losses and kept rows; before the next checkpoint is written, the last one is put aside for a restart."""
-        self.recording.losses.append({name: loss.clone() for name, loss in report.losses.items()})
-        self.recording.totals.append(report.loss.clone())
-        self.recording.kept.append(
-            {f"{name}/{key}": rows.clone() for name, kept in report.kept.items() for key, rows in kept.items()}
-        )
+        check_finite({"the combined loss": report.loss}, report.step)
+        self.recording.losses.append(_copy(report.losses))
+        kept = {f"{name}/{key}": rows for name, kept in report.kept.items() for key, rows in kept.items()}
+        self.recording.kept.append(_copy(kept))
         if report.step == COPY_AT + 1 and rank() == 0 and (run.folder / checkpoint.NAME).exists():
             aside = restart_folder(run.folder)
             aside.mkdir(exist_ok=True)
@@ -139,28 +147,13 @@ class Onlooker:
         for key in sorted({**self.before, **after}):
             if key not in self.before or key not in after or not same(self.before[key], after[key]):
                 self._complain("state", f"forward changes '{key.removeprefix(own)}'")
-        if isinstance(terms, Terms):
-            self._look_at(terms, len(arguments[0]))
-
-    def _look_at(self, terms: Terms, rows: int) -> None:
-        for kind in ("losses", "metrics", "keep"):
-            for key, value in getattr(terms, kind).items():
-                if not isinstance(key, str) or not key.replace("_", "").replace("@", "").isalnum():
+        for kind in ("losses", "metrics", "keep") if isinstance(terms, Terms) else ():
+            for key in getattr(terms, kind):
+                if not isinstance(key, str) or not PLAIN_NAME.fullmatch(key):
                     self._complain("terms", f"{kind}: {key!r} is not a plain name of letters, digits and _")
-                if kind == "metrics" and not (is_scalar(value) or isinstance(value, int | float)):
-                    self._complain("terms", f"metric '{key}' is not one number")
-                if kind == "keep" and not (isinstance(value, Tensor) and value.ndim and len(value) == rows):
-                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    self._complain(
-                        "terms", f"keep '{key}' must have a row for each of the {rows} videos of the batch, got {shape}"
-                    )
 
     def _state(self) -> dict[str, Tensor]:
-        return {
-            key: value.detach().clone()
-            for key, value in self.ensemble.state_dict().items()
-            if isinstance(value, Tensor) and key not in self.free
-        }
+        return _copy({key: value for key, value in self.ensemble.state_dict().items() if key not in self.free})
 
     def _complain(self, about: str, what: str) -> None:
         known = self.complaints.setdefault(about, [])
@@ -168,8 +161,12 @@ class Onlooker:
             known.append(what)
 
 
+def _copy(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
 def running_statistics(module: nn.Module) -> set[str]:
-    """The names of the running statistics of all normalisations in a module: the only state that a forward may change."""
+    """The names of the running statistics in a module: the only state that a forward may change."""
     return {
         f"{name}.{statistic}" if name else statistic
         for name, norm in module.named_modules()

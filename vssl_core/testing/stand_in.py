@@ -1,4 +1,4 @@
-"""The smallest objective there is: what combiners and observers are trained with, so that they have something to watch."""
+"""The smallest objective there is: combiners and observers are trained with it, to have something to watch."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def _name(number: int) -> str:
 
 
 def _drifting(frames: int, number: int) -> Iterator[np.ndarray]:
-    """A coarse random texture that moves to one side: (48, 64, 4) uint8 each."""
+    """A coarse random texture that moves to one side: (48, 64, 3) uint8 each."""
     generator = np.random.default_rng(number)
     texture = (
-        generator.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 4), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        generator.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     )
     speed = 1 + number % 3
     for frame in range(frames):

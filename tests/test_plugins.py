@@ -1,0 +1,202 @@
+"""Finding and loading plugins: where pluggy and entry points keep silent, vssl speaks, in one sentence with names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pluggy
+import pytest
+
+from vssl_core import hookspecs
+from vssl_core.errors import PluginError
+from vssl_core.plugins import GROUP, installed, listen, load, new_manager
+
+QUIET = '''
+"""Watches."""
+from vssl_core import hookimpl
+
+@hookimpl
+def vssl_run_start(run):
+    pass
+'''
+TRAINED = """
+from vssl_core import Objective, Request, Terms, hookimpl
+
+class Task(Objective):
+    def requests(self):
+        return {"clip": Request()}
+
+    def forward(self, batch):
+        return Terms({"size": batch["clip"][0].features.vector.square().mean()})
+"""
+
+
+def refusal(*names: str) -> str:
+    """What is said when these plugins are loaded."""
+    with pytest.raises(PluginError) as told:
+        load(names)
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_gets_a_suggestion(distribute):
+    distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
+    told = refusal("watchfull")
+    assert told.startswith("plugins: no plugin named 'watchfull' is installed; did you mean 'watchful'?")
+    assert "install the distribution that offers it" in told
+
+
+def test_an_unknown_name_unlike_any_gets_the_list(distribute):
+    distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
+    assert "there are " in (told := refusal("qqqqqq")) and "watchful" in told
+
+
+def test_a_name_that_two_distributions_offer_is_refused_with_both(distribute):
+    distribute("vssl-one", {"echo": "vssl_one"}, {"vssl_one.py": QUIET})
+    distribute("vssl-two", {"echo": "vssl_two"}, {"vssl_two.py": QUIET})
+    assert refusal("echo") in (
+        "plugins: 'echo' is offered by vssl-one (vssl_one) and vssl-two (vssl_two); uninstall one of them",
+        "plugins: 'echo' is offered by vssl-two (vssl_two) and vssl-one (vssl_one); uninstall one of them",
+    )
+    assert "vssl_one" not in sys.modules and "vssl_two" not in sys.modules
+    load([name for name, offers in installed().items() if len(offers) == 1][:1])  # others can be used
+
+
+def test_a_name_twice_is_refused(distribute):
+    distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
+    assert refusal("watchful", "watchful") == "plugins: 'watchful' is named 2 times; name it once"
+
+
+@pytest.mark.parametrize("name", ["Echo", "my.echo", "a b"])
+def test_a_name_that_config_keys_cannot_hold_is_refused(distribute, name):
+    distribute("vssl-odd", {name: "vssl_odd"}, {"vssl_odd.py": QUIET})
+    assert "is not a usable name; its author must use small letters" in refusal(name)
+
+
+# Modules --------------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_named_is_imported(distribute):
+    distribute("vssl-good", {"good": "vssl_good"}, {"vssl_good.py": QUIET})
+    distribute("vssl-bad", {"bad": "vssl_bad"}, {"vssl_bad.py": "raise RuntimeError('I break everything')"})
+    manager, plugins = load(["good"])
+    assert list(plugins) == ["good"] and plugins["good"].kind == "observer"
+    assert "vssl_bad" not in sys.modules
+    told = refusal("bad")
+    assert told.startswith("plugin 'bad' of vssl-bad 1.0: cannot be imported (RuntimeError: I break everything)")
+
+
+def test_a_broken_stranger_does_not_hide_the_others_in_the_list(distribute, capsys, monkeypatch):
+    from vssl_core.commands.plugins import show
+
+    monkeypatch.setenv("COLUMNS", "200")
+    distribute("vssl-good", {"good": "vssl_good"}, {"vssl_good.py": QUIET})
+    distribute("vssl-bad", {"bad": "vssl_bad"}, {"vssl_bad.py": "import no_such_module"})
+    assert show(None) == 0
+    said = capsys.readouterr().out
+    assert "vssl-good 1.0" in said and "cannot be used" in said and "no_such_module" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (QUIET.replace("vssl_run_start", "vssl_run_begin"), "there is no hook 'vssl_run_begin'; did you mean 'vssl_run_"),
+        (QUIET.replace("vssl_run_start", "run_start"), "unknown hook 'run_start'"),
+        (QUIET.replace("@hookimpl", "@hookimpl(specname='vssl_run_begin')"), "unknown hook 'vssl_run_begin'"),
+        (QUIET.replace("@hookimpl\n", ""), "'vssl_run_start' is not marked as a hook; write @hookimpl above it"),
+        (QUIET.replace("(run)", "(run, epoch)"), "hook 'vssl_run_start'.*{'epoch'}.*hookspecs.py"),
+        ("from vssl_core import hookimpl\n@hookimpl\ndef vssl_objective(): return 3", "must return a subclass of vssl_core.Objective, got 3"),
+        ("from vssl_core import hookimpl\n@hookimpl\ndef vssl_objective(): return no_such", "vssl_objective failed .NameError"),
+        ("from vssl_core import hookimpl\n@hookimpl\ndef vssl_evaluation(): return dict", "subclass of vssl_core.Evaluation, got <class 'dict'>"),
+    ],
+    ids=["misspelt", "another name", "another specification", "not marked", "wrong argument", "no class", "error", "other class"],
+)  # fmt: skip
+def test_a_hook_that_would_never_be_called_is_refused(distribute, text, sentence):
+    import re
+
+    distribute("vssl-odd", {"odd": "vssl_odd"}, {"vssl_odd.py": text})
+    told = refusal("odd")
+    assert told.startswith("plugin 'odd' of vssl-odd 1.0: ")
+    assert re.search(sentence, told), told
+
+
+@pytest.mark.parametrize(
+    ("hook", "sentence"),
+    [
+        ("vssl_step_ends(self, run, report)", "plugin 'task': there is no hook 'vssl_step_ends'; did you mean 'vssl_step_end'?"),
+        ("vssl_step_end(self, run, batch)", "plugin 'task': .*{'batch'}"),
+        ("step_end(self, run)", "plugin 'task': .*unknown hook 'step_end'"),
+    ],
+)  # fmt: skip
+def test_a_hook_of_an_objective_is_checked_as_a_plugins_is(distribute, tmp_path, hook, sentence):
+    from vssl_core.plugins import load as load_plugins
+    from vssl_core.testing.trial import Trial
+
+    text = f"{TRAINED}\n    @hookimpl\n    def {hook}:\n        pass\n\n@hookimpl\ndef vssl_objective():\n    return Task\n"
+    distribute("vssl-task", {"task": "vssl_task"}, {"vssl_task.py": text})
+    (plugin,) = load_plugins(["task"])[1].values()
+    with pytest.raises(PluginError, match=sentence):
+        Trial(plugin, {}, tmp_path).record("run")
+
+
+def test_all_arguments_or_some_or_none(distribute):
+    text = QUIET + "\n@hookimpl\ndef vssl_step_end(report):\n    pass\n\n@hookimpl\ndef vssl_run_end():\n    pass\n"
+    distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": text})
+    manager, _ = load(["watchful"])
+    manager.hook.vssl_step_end(run=None, report=None)
+    manager.hook.vssl_run_end(run=None, error=None)
+
+
+def test_every_hook_has_words_and_is_one():
+    hooks = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("vssl_")}
+    manager = new_manager()
+    assert set(vars(manager.hook)) - {"__dict__"} >= set(hooks)
+    assert all(spec.__doc__ for spec in hooks.values())
+
+
+def test_listeners_are_called_with_the_last_first():
+    """What pluggy does, and why work is no hook: results come last registered first, and None is dropped."""
+    manager, heard = new_manager(), []
+
+    def listener(name: str) -> object:
+        def vssl_run_start(run: object) -> None:
+            heard.append(name)
+
+        return type(name, (), {"vssl_run_start": staticmethod(hookspecs.hookimpl(vssl_run_start))})
+
+    for name in ("first", "second"):
+        listen(manager, listener(name), name, name)
+    assert manager.hook.vssl_run_start(run=None) == []
+    assert heard == ["second", "first"]
+    assert isinstance(manager, pluggy.PluginManager)
+
+
+# Distributions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_distribution_that_stands_on_the_path_twice_offers_once(distribute, tmp_path, monkeypatch):
+    distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
+    monkeypatch.syspath_prepend(tmp_path / "site-vssl-watch")
+    assert len(installed()["watchful"]) == 1
+    load(["watchful"])
+
+
+def test_ours_load_as_a_strangers_do():
+    ours = {point.name for point in metadata.distribution("vssl").entry_points if point.group == GROUP}
+    offers = installed()
+    assert ours <= set(offers)
+    assert {offers[name][0].distribution for name in ours} == {"vssl"}
+
+
+def test_listing_imports_no_plugin():
+    program = (
+        "import sys; from vssl_core.plugins import installed; names = installed(); "
+        "print([name for name in sys.modules if name.startswith('vssl_') and not name.startswith('vssl_core')], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] False"

@@ -1,0 +1,146 @@
+"""A real training process is killed and started again: it ends with the same weights, bit for bit, as one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import assert_equal, videos_folder
+
+from vssl_core.run import checkpoint
+from vssl_core.run.weights import WEIGHTS
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = "stor,pace,rotation,byol,simclr"
+SETTINGS = [
+    "clip.frames=4", "clip.size=16", "batch_size=4", "epochs=4", "optim.lr=0.05", "checkpoint.every_steps=2",
+    "log.tensorboard=false", "device.kind=cpu", "plugins.byol.hidden=64", "plugins.pace.contrast=same_context",
+]  # fmt: skip
+STEPS = 12  # three a epoch
+TIMING = ("clips_per_second", "data_wait")
+PATIENCE = 240  # seconds for one process on a busy machine
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    """The command line of the run, as you would type it."""
+    train = [sys.executable, str(ROOT / "tools" / "train.py"), "--plugins", PLUGINS, "--run", str(folder)]
+    return [*train, "--data", f"folder:{videos_folder()}", *SETTINGS, *more]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(words: list[str]) -> None:
+    """Run to the end."""
+    process = start(words)
+    told, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, told
+
+
+def stop_at(words: list[str], folder: Path, step: int, number: int) -> int:
+    """Start, and send a signal once the log shows this step; the exit code. The workers of a killed process go with it."""
+    process = start(words)
+    until = time.monotonic() + PATIENCE
+    while logged(folder) < step and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    process.communicate(timeout=PATIENCE)
+    return process.returncode
+
+
+def logged(folder: Path) -> int:
+    """The last whole step in metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except ValueError:
+            continue
+    return 0
+
+
+def remains(folder: Path) -> tuple[dict[str, Any], bytes, list[dict[str, Any]]]:
+    """What a finished run leaves: its whole state, the backbone's bytes, and its log without timings."""
+    state = checkpoint.load(folder / checkpoint.NAME)
+    state.pop("config")  # names the worker count, which may differ
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+    return state, (folder / WEIGHTS).read_bytes(), log
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two finished runs are equal bit for bit."""
+    (state, weights, log), (other_state, other_weights, other_log) = remains(one), remains(other)
+    assert state["step"] == other_state["step"] == STEPS
+    assert_equal(state, other_state)
+    assert weights == other_weights
+    assert log == other_log
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    finish(command(folder, "data.workers=1"))
+    return folder
+
+
+def test_a_killed_run_ends_with_the_same_weights(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert stop_at(command(folder, "data.workers=1"), folder, 5, signal.SIGKILL) == -signal.SIGKILL
+    assert 0 < checkpoint.load(folder / checkpoint.NAME)["step"] < STEPS
+    finish(command(folder, "data.workers=1"))
+    assert_same(unbroken, folder)
+
+
+@pytest.mark.slow
+def test_many_kills_and_other_worker_counts(unbroken: Path, tmp_path: Path) -> None:
+    folder, chance = tmp_path / "run", random.Random(20)
+    for workers in (2, 0, 1):
+        step = max(logged(folder), 0) + chance.randint(1, 3)
+        code = stop_at(command(folder, f"data.workers={workers}"), folder, min(step, STEPS - 1), signal.SIGKILL)
+        assert code == -signal.SIGKILL
+    finish(command(folder, "data.workers=2"))
+    assert_same(unbroken, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves(unbroken: Path, tmp_path: Path, number: int, code: int) -> None:
+    folder = tmp_path / "run"
+    assert stop_at(command(folder, "data.workers=1"), folder, 4, number) == code
+    saved = checkpoint.load(folder / checkpoint.NAME)["step"]
+    assert saved == logged(folder) >= 4  # nothing that was done is lost
+    finish(command(folder, "data.workers=1"))
+    assert_same(unbroken, folder)
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_started_again(tmp_path: Path) -> None:
+    """Two ranks under torchrun; the whole group is killed, and both come back to the same step."""
+
+    def ranks(folder: Path) -> list[str]:
+        words = command(folder, "data.workers=1", "device.sync_batch_norm=true")[1:]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(ranks(whole))
+    assert stop_at(ranks(broken), broken, 5, signal.SIGKILL) != 0
+    finish(ranks(broken))
+    assert_same(whole, broken)

@@ -1,0 +1,77 @@
+"""Rows on pieces of a step, each against the least or the usual way to do the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vssl_core.bench import memory_runs
+from vssl_core.bench.files import Files
+from vssl_core.bench.rows import Row, at_least, at_most, count, paired
+from vssl_core.data.appearance import NORMALISATIONS, apply
+from vssl_core.looks import Recipe, draw
+from vssl_core.nets.backbones import build_backbone
+from vssl_core.nets.ema import Ema
+from vssl_core.run.optim import set_learning_rate
+
+NORMALISATION = NORMALISATIONS["imagenet"]
+
+
+def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18") -> Row:
+    """A slow teacher moved, over one operation on all weights as one tensor."""
+    net = build_backbone(backbone)
+    teacher = Ema(backbone=net)
+    flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    slow = flat.clone()
+    times = paired(
+        lambda _: teacher.follow(0.99, backbone=net), lambda _: slow.lerp_(flat, 0.01), count(40, share)
+    )
+    case = f"teacher of {backbone}, {flat.numel() / 1e6:.1f} M weights, over one flat tensor"
+    return times.row("ema_vs_flat", case, at_most(1.2), unit="ms a step")
+
+
+def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18") -> Row:
+    """The run's optimizer with its schedule and groups, over torch's fused one on the same tensors."""
+    overrides = [f"backbone.name={backbone}", "batch_size=2", "optim.decay_norms=false"]
+    run = memory_runs.build_run({"contrast": memory_runs.Contrast}, files.scratch / "optimizer", overrides)
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in run.ensemble.parameters()]
+    for parameter in [*run.ensemble.parameters(), *theirs]:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optim = run.config.optim
+    fused = torch.optim.SGD(theirs, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
+
+    def ours(_: int) -> None:
+        set_learning_rate(run.optimizer, run.schedule(run.progress), optim.lr)
+        run.optimizer.step()
+
+    times = paired(ours, lambda _: fused.step(), count(40, share))
+    case = f"SGD of a run with {backbone}, {sum(p.numel() for p in theirs) / 1e6:.1f} M weights, over torch's fused SGD"
+    return times.row("optimizer_vs_fused", case, at_most(1.1), unit="ms a step")
+
+
+def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> Row:
+    """Colour of a batch, drawn and applied, against torchvision's ColorJitter clip by clip; both from bytes to normalised."""
+    from vssl_core.compat import mend
+
+    mend()
+    from torchvision.transforms import ColorJitter
+
+    strengths = (0.4, 0.4, 0.4, 0.1)
+    recipe, jitter = Recipe(*strengths, jitter_probability=1.0), ColorJitter(*strengths)
+    generator = np.random.default_rng(0)
+    batch = torch.from_numpy(generator.integers(0, 256, (clips, 16, 112, 112, 3), dtype=np.uint8))
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (NORMALISATION.mean, NORMALISATION.deviation))
+
+    def ours(_: int) -> Tensor:
+        looks = [draw(recipe, generator, 16) for _ in range(clips)]
+        parameters = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in looks[0]}
+        return apply(batch, parameters, recipe, NORMALISATION)
+
+    def torchvision(_: int) -> list[Tensor]:
+        frames = batch.permute(0, 1, 4, 2, 3)  # (B, 16, 3, 112, 112)
+        return [(jitter(clip.float() / 255) - mean) / deviation for clip in frames]
+
+    times = paired(ours, torchvision, count(10, share))
+    case = f"brightness, contrast, saturation and hue of {clips} clips of 16x112x112, against ColorJitter"
+    return times.row("jitter_vs_torchvision", case, at_least(25), per=clips)

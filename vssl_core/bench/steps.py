@@ -1,0 +1,161 @@
+"""Rows on steps of training: what the engine adds to a bare loop, and what joining several plugins saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vssl_core.bench import memory_runs
+from vssl_core.bench.files import Files
+from vssl_core.bench.rows import Row, Spread, at_most, count, paired
+from vssl_core.config import load_config
+from vssl_core.data.appearance import apply
+from vssl_core.data.clips import Clips, Cutter, RawBatch, Visit, collate
+from vssl_core.data.videos import Splits, Videos
+from vssl_core.nets.backbones import build_backbone
+from vssl_core.run.build import choose, normalisation_of, recipe_of
+from vssl_core.run.engine import Run
+
+JOINED = "stor+pace+rotation+byol".split("+")
+BLOCK = 200  # steps of the null model that are timed together
+
+
+# The engine over a bare loop ----------------------------------------------------------------------------------------------
+
+
+def engine_overhead(files: Files, share: float = 1.0, pairs: int = 24) -> Row:
+    """A step of three objectives on the smallest net, over the same losses written out by hand."""
+    objectives = {"contrast": memory_runs.Contrast, "turned": memory_runs.Turned, "paced": memory_runs.Paced}
+    overrides = [f"batch_size={pairs}", "optim.lr=0.01"]
+    run = memory_runs.build_run(objectives, files.scratch / "engine_overhead", overrides)
+    raw = memory_runs.batch_in_memory(run, pairs)
+    bare = _BareLoop(run)
+    times = paired(lambda _: run.step_on(raw), lambda _: bare.step(raw), count(40, share))
+    case = f"tiny, {pairs} pairs of 8x48x48 in memory, three losses on shared features, over a bare loop"
+    return times.row("engine_overhead", case, at_most(1.03), unit="ms a step")
+
+
+class _BareLoop:
+    """What somebody would write who wants these three losses and nothing else."""
+
+    def __init__(self, run: Run) -> None:
+        (group,) = run.plan.groups
+        self.recipe, self.normalisation = recipe_of(run.config, group), normalisation_of(run.config)
+        self.net = build_backbone(run.config.backbone.name)
+        width = self.net.feature_dim
+        self.contrast, self.turned, self.paced = nn.Linear(width, 64), nn.Linear(width, 4), nn.Linear(width, 4)
+        modules = nn.ModuleList([self.net, self.contrast, self.turned, self.paced])
+        optim = run.config.optim
+        self.optimizer = torch.optim.SGD(
+            modules.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def step(self, raw: RawBatch) -> Tensor:
+        """One step of training."""
+        data = raw.groups[0]
+        left, right = (self._vector(data, clip) for clip in range(2))
+        turns = data["windows"]["turns"].T.flatten()
+        paces = memory_runs.pace_labels(data["windows"]["stride"].T.flatten())
+        loss = (
+            memory_runs.contrast(self.contrast, left, right)
+            + memory_runs.classify(self.turned, left, right, turns)
+            + memory_runs.classify(self.paced, left, right, paces)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _vector(self, data: dict, clip: int) -> Tensor:
+        looks = {name: values[:, clip] for name, values in data["looks"].items()}
+        *_, last = self.net(apply(data["clips"][:, clip], looks, self.recipe, self.normalisation)).values()
+        return last.mean(dim=(2, 3, 4))
+
+
+def engine_microseconds(files: Files, share: float = 1.0, plugins: int = 8) -> Row:
+    """What a step costs that computes nothing: eight plugins with hooks, over the same sums in a bare loop."""
+    objectives = {f"null{number}": memory_runs.Null for number in range(plugins)}
+    overrides = [*memory_runs.NULL_RUN, "clip.frames=1", "clip.size=8", "batch_size=2"]
+    run = memory_runs.build_run(objectives, files.scratch / "engine_microseconds", overrides)
+    raw = memory_runs.batch_in_memory(run, 2)
+    steps = count(BLOCK, share)
+    times = paired(_repeat(lambda: _engine_step(run, raw), steps), _repeat(_null_step(run, raw), steps), count(15, share))
+    mine = (times.ours + times.again) / 2
+    added = 1e6 * (mine - times.other) / steps
+    return Row(
+        "engine_microseconds",
+        f"null model, {plugins} plugins with four hooks each, microseconds a step over a bare loop",
+        at_most(200), Spread.of(added), Spread.of(times.again / times.ours),
+        f"{1e6 * np.median(mine) / steps:.0f} us a step", f"{1e6 * np.median(times.other) / steps:.0f} us a step", len(added),
+    )  # fmt: skip
+
+
+def _engine_step(run: Run, raw: RawBatch) -> None:
+    run._announce("vssl_step_end", report=run.step_on(raw))
+
+
+def _repeat(step: Callable[[], object], times: int) -> Callable[[int], None]:
+    def run(_: int) -> None:
+        for _ in range(times):
+            step()
+
+    return run
+
+
+def _null_step(run: Run, raw: RawBatch) -> Callable[[], Tensor]:
+    (group,) = run.plan.groups
+    recipe, normalisation = recipe_of(run.config, group), normalisation_of(run.config)
+    net = memory_runs.NullNet()
+    scales = [nn.Parameter(torch.ones(())) for _ in run.objectives]
+    optim = run.config.optim
+    optimizer = torch.optim.SGD(
+        [*net.parameters(), *scales], lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
+    )
+    data = raw.groups[0]
+
+    def step() -> Tensor:
+        looks = {name: values[:, 0] for name, values in data["looks"].items()}
+        (last,) = net(apply(data["clips"][:, 0], looks, recipe, normalisation)).values()
+        vector = last.mean(dim=(2, 3, 4))
+        loss = torch.stack([scale * vector.mean() for scale in scales]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+# Several plugins ----------------------------------------------------------------------------------------------------------
+
+
+def joint_vs_singles(
+    files: Files, share: float = 1.0, overrides: Sequence[str] = ("backbone.name=r3d_10", "clip.frames=16", "clip.size=112")
+) -> Row:
+    """One run of four plugins, decode included, over the sum of four runs of one."""
+    paths = files.originals[:8]
+    joint = _Training(JOINED, paths, files.scratch / "joint", overrides)
+    singles = [_Training([name], paths, files.scratch / name, overrides) for name in JOINED]
+    times = paired(joint.step, lambda number: [single.step(number) for single in singles], count(3, share), share >= 1)
+    case = f"{'+'.join(JOINED)} in one run, over the sum of single runs; batch 2, decode included, {', '.join(overrides)}"
+    return times.row("joint_vs_singles", case, at_most(0.6), unit="ms a step", files=files.names(paths))
+
+
+class _Training:
+    """A run that is stepped by hand, from file to moved teacher."""
+
+    def __init__(self, names: Sequence[str], paths: Sequence[str], folder: Path, overrides: Sequence[str]) -> None:
+        chosen = choose(load_config(None, plugins=list(names), overrides=["batch_size=2", *overrides]))
+        self.run = memory_runs.quiet(Run(chosen, Splits(Videos.build(paths, None, (), "/"), None, "bench"), folder))
+        groups = self.run.plan.groups
+        self.clips = Clips(self.run.videos, Cutter(groups, tuple(recipe_of(chosen.config, group) for group in groups)), 0)
+
+    def step(self, number: int) -> None:
+        """Two videos read, one step made."""
+        rows = [(2 * number + row) % len(self.clips) for row in range(2)]
+        raw = collate([self.clips[Visit(number + 1, 0, row)] for row in rows])
+        self.run._announce("vssl_step_end", report=self.run.step_on(raw))
