@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,18 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.fail(f"VSSL_CLIPS: there is no folder {name}; name one that exists or unset it")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `vssl demo`, the second half of `make demo`: made once for all tests, which are slow."""
+    place = tmp_path_factory.mktemp("demo")
+    command = [str(Path(sys.executable).parent / "vssl"), "demo", "--run", str(place / "run")]
+    environment = {**os.environ, "VSSL_CACHE": str(place)}
+    with open(place / "output.txt", "w") as output:
+        done = subprocess.run(command, env=environment, cwd=place, stdout=output, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, (place / "output.txt").read_text()
+    return place / "run"
 
 
 @pytest.fixture

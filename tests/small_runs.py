@@ -108,8 +108,8 @@ def open_small(folder: Path, plugins: Mapping[str, Any], *, videos: Splits | Non
     for name, what in plugins.items():
         loaded[name] = load([name], manager)[1][name] if what is None else register(manager, name, offer(what), f"plugin '{name}'")
     run = open_run(choose(config, (manager, loaded)), videos or splits(), folder)
-    if run.manager.has_plugin("progress"):  # nobody watches
-        run.manager.unregister(name="progress")
+    if run.manager.has_plugin("vssl/progress"):  # nobody watches
+        run.manager.unregister(name="vssl/progress")
     return run
 
 

@@ -103,10 +103,21 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(place: str, 
 # --- processes that hang or die ---------------------------------------------------------------------------------------
 
 
-def test_a_file_that_takes_too_long_is_reported_and_the_rest_is_checked(folder: Path) -> None:
+def test_a_decoder_that_stands_still_is_replaced(folder: Path) -> None:
     path = str(folder / "good.mp4")
-    report = check([path, path], workers=1, seconds_per_file=0.0005, progress=False)
-    assert [finding.reason for finding in report.findings] == ["took longer than 0.0005 seconds"] * 2
+    outcomes = each(inspect, [path] * 3, workers=1, seconds=4)
+    assert next(outcomes)[1].ok
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    second, third = outcomes
+    assert second == (1, Lost("took longer than 4 seconds"))
+    assert third[1].ok
+
+
+def test_what_nobody_foresaw_is_a_finding_too(folder: Path) -> None:
+    report = check([None, str(folder / "good.mp4")], workers=1, progress=False)  # no path at all
+    assert [finding.ok for finding in report.findings] == [False, True]
+    assert report.bad[0].reason.startswith("TypeError: ")
 
 
 def test_a_read_that_hangs_is_killed(folder: Path) -> None:

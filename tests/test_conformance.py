@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +30,7 @@ def test_options_are_checked_as_they_are_given(distribute):
     distribute("vssl-echo", {"echo": "vssl_echo"}, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ECHO)
-        check_plugin("echo", moments=2)
+        assert failures("echo", {"moments": 2}, only=lambda check: check in ("defaults", "training"))[0] == {}
         with pytest.raises(ConformanceError, match="defaults: .*moments: .* less than or equal to 64, got 65"):
             check_plugin("echo", moments=65)
 
@@ -269,6 +271,11 @@ HOOKS = {
     ),
     "a buffer that grows": ('self.register_buffer("log", torch.zeros(run.step))', "restart", "log"),
     "the backbone": ("next(run.backbone.parameters()).data.mul_(0.9)", "weight 0", "'backbone.*' changes though"),
+    "clusters of one rank": (
+        "pass\n\n    @hookimpl\n    def vssl_epoch_start(self, run):\n        self.bank.fill_(run.epoch * rank())",
+        "ranks",
+        "loss 'broken1/colour' of step 3 is .* on one rank and .* on two",
+    ),
     "rows of one rank": (
         "self.bank.fill_(rank())",
         "ranks",
@@ -340,6 +347,11 @@ def test_a_check_leaves_no_trace_in_generators_and_threads(broken):
     failures(name, {}, only=lambda check: check in ("training", "randomness"))
     assert before == (np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist())
     assert torch.get_num_threads() == 1
+
+
+def test_it_needs_no_test_runner_and_is_imported_at_no_cost():
+    program = "import sys, vssl_core.testing; print(sorted({'pytest', 'torch', 'av'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_two_ranks_serve_all_checks_and_come_back_after_a_failure(broken):

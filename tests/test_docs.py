@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -69,7 +71,7 @@ def vssl(*words: str) -> int:
     return cli.main(list(words))
 
 
-# Pages -----------------------------------------------------------------------------------------------------------------
+# Pages ----------------------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
@@ -91,7 +93,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_that_are_named_exist(page: Path) -> None:
-    for path in re.findall(r"`((?:tests|docs|configs|tools|plugins|vssl_core)/[\w./-]+)`", page.read_text(encoding="utf-8")):
+    folders = "tests|docs|configs|tools|plugins|vssl_core"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text(encoding="utf-8")):
         assert (ROOT / path).exists(), f"{page.name}: names {path}, which is not there"
 
 
@@ -106,9 +109,13 @@ def test_the_picture_is_svg_that_follows_the_reader() -> None:
 
 
 def test_readme_lists_the_plugins_there_are() -> None:
-    listed = {re.sub(r"\[`?(\w+)`?\].*", r"\1", name): kind for name, kind, _ in rows("README.md", "plugins")}
-    names = [name for name, offers in installed().items() if any(offer.distribution == "vssl" for offer in offers)]
-    assert listed == {name: plugin.kind for name, plugin in load(names)[1].items()}
+    listed = {re.sub(r"\[`(\w+)`\].*", r"\1", name): kind for name, kind, _ in rows("README.md", "plugins")}
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    declared = re.findall(r"^(\w+) *=", setup["options.entry_points"]["vssl"], re.MULTILINE)
+    assert sorted(listed) == sorted(declared)
+    here = [name for name, offers in installed().items() if any(offer.distribution == "vssl" for offer in offers)]
+    assert {name: listed[name] for name in here} == {name: plugin.kind for name, plugin in load(here)[1].items()}
 
 
 def test_make_demo_is_the_command_that_is_tested() -> None:
@@ -116,7 +123,7 @@ def test_make_demo_is_the_command_that_is_tested() -> None:
     assert recipe and recipe[1] == "$(BIN)/vssl demo"
 
 
-# Tables that are generated ---------------------------------------------------------------------------------------------
+# Tables that are generated --------------------------------------------------------------------------------------------
 
 
 def key_table() -> str:
@@ -215,7 +222,7 @@ def test_blocks_of_the_backbones_page_run(capsys: pytest.CaptureFixture[str]) ->
     assert "'stage5': (2, 128, 2, 3, 3)} 128" in capsys.readouterr().out
 
 
-# Papers' settings ------------------------------------------------------------------------------------------------------
+# Papers' settings -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "papers").glob("*.yaml")), ids=lambda path: path.stem)
@@ -256,7 +263,7 @@ def test_cstp_is_the_papers_recipe() -> None:
     assert group.request.least == 2 and group.request.strides.choices == (1, 2, 4, 8)
 
 
-# Commands --------------------------------------------------------------------------------------------------------------
+# Commands -------------------------------------------------------------------------------------------------------------
 
 
 def our_commands() -> list[tuple[str, list[str]]]:
@@ -272,7 +279,7 @@ def our_commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "words"), our_commands(), ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]))
+@pytest.mark.parametrize(("page", "words"), [pytest.param(*row, id="-".join(row[1][:2])) for row in our_commands()])
 def test_commands_of_the_pages_can_be_given(page: str, words: list[str]) -> None:
     options = cli._parse(words)
     config = getattr(options, "config", None)
@@ -280,7 +287,8 @@ def test_commands_of_the_pages_can_be_given(page: str, words: list[str]) -> None
         assert (ROOT / config).exists(), f"{page}: there is no {config}"
     for override in getattr(options, "overrides", []):
         key, equals, _ = override.partition("=")
-        assert equals and (key.startswith("plugins.") or key in {key for key, *_ in _keys(RunConfig)}), f"{page}: {override}"
+        known = key.startswith("plugins.") or key in {key for key, *_ in _keys(RunConfig)}
+        assert equals and known, f"{page}: {override}"
 
 
 def test_commands_of_the_readme_work(
@@ -311,18 +319,18 @@ def test_commands_of_the_readme_work(
 
 
 @pytest.mark.slow
-def test_torchrun_command_of_the_pages_works(small: Path, tmp_path: Path) -> None:
+def test_torchrun_command_of_the_readme_works(small: Path, tmp_path: Path) -> None:
     (words,) = [words for words in commands("README.md") if words[0] == "torchrun"]
     words = ["2" if word == "4" else word for word in words]
     here = Path(sys.executable).parent
     words[0], words[words.index("vssl")] = str(here / "torchrun"), str(here / "vssl")
-    words += ["--data", str(small), "--run", str(tmp_path / "run"), "device.kind=cpu", *TINY]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    words += ["--data", str(small), "device.kind=cpu", *TINY]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run" / "backbone.safetensors").exists()
+    assert (tmp_path / "runs/joint/backbone.safetensors").exists()
 
 
-# Plugins of the pages --------------------------------------------------------------------------------------------------
+# Plugins of the pages -------------------------------------------------------------------------------------------------
 
 
 def single_files() -> dict[str, str]:
@@ -350,7 +358,8 @@ def order_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text(source, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    done = subprocess.run([*command, "--target", str(place / "site"), str(place / "vssl-order")], capture_output=True, text=True)
+    command += ["--target", str(place / "site"), str(place / "vssl-order")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "site"
 
@@ -380,9 +389,10 @@ def test_the_readme_plugin_has_twelve_lines_and_trains(
 ) -> None:
     files = samples("README.md")
     (source,) = files.values()
-    assert len([line for line in source.splitlines() if line.strip()]) == 12
+    assert len([line for line in source.splitlines() if line.strip() and not line.startswith('"""')]) == 12
     distribute("vssl-where", {"where": "vssl_where"}, files)
-    assert vssl("train", "--plugins", "where,rotation", "--data", str(small), "--run", str(tmp_path / "run"), *TINY) == 0
+    words = ["--plugins", "where,rotation", "--data", str(small), "--run", str(tmp_path / "run")]
+    assert vssl("train", *words, *TINY) == 0
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 3 and 0 < steps[0]["where/error"] < 1.5
 
@@ -424,9 +434,9 @@ def test_every_other_sample_runs(
     from vssl_core.run.checkpoint import load as load_checkpoint
 
     state = load_checkpoint(run / "checkpoint.pt")["ensemble"]
-    lengths = state["objectives.recall.queue"].norm(dim=1)
+    lengths = state["objectives.recall.queue.rows"].norm(dim=1)
     assert lengths.shape == (6,) and lengths.allclose(lengths.new_ones(6), atol=1e-5)
-    assert int(state["objectives.recall.place"]) == 6 * 4 % 6
+    assert int(state["objectives.recall.queue.filled"]) == 6
 
 
 def test_samples_are_as_clean_as_the_code(tmp_path: Path) -> None:
@@ -435,34 +445,37 @@ def test_samples_are_as_clean_as_the_code(tmp_path: Path) -> None:
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "ruff.toml"), str(tmp_path)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "ruff.toml"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
 def test_the_test_file_of_the_page_passes(order_site: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(order_site.parent / "vssl-order" / "tests")]
-    environment = {**__import__("os").environ, "PYTHONPATH": str(order_site)}
+    tests = order_site.parent / "vssl-order" / "tests"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    environment = {**os.environ, "PYTHONPATH": str(order_site)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=order_site.parent, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_the_samples_with_state_keep_the_contract(extras: None) -> None:
-    from vssl_core.testing import check_plugin
+def test_the_samples_keep_the_contract(extras: None) -> None:
+    """All but one thing, which the page says: a single file imports torch when it is listed."""
+    from vssl_core.testing import failures
 
-    for name in ("where", "recall", "watch", "shortfirst", "likeness"):
-        check_plugin(name)
+    for name in points(single_files()):
+        found, cause = failures(name, {})
+        assert set(found) <= {"imports"}, f"{name}: {found} ({cause!r})"
 
 
-# The demo --------------------------------------------------------------------------------------------------------------
+# The demo -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_the_demo_leaves_what_the_page_says(demo_run: Path) -> None:
-    listed = re.findall(r"^\| `([^|]+)` \| ", text("docs/architecture.md").partition("## A run's folder")[2], re.MULTILINE)
+    section = text("docs/architecture.md").partition("## A run's folder")[2]
+    listed = re.findall(r"^\| `([^|]+)` \| ", section, re.MULTILINE)
     names = [name for cell in listed for name in cell.replace("`", "").split(", ")]
     assert "config.yaml" in names and "backbone.json" in names
     for name in names:

@@ -78,8 +78,7 @@ class Busy(Plain):
         return Terms({"busy": self.head(rows).square().mean() + right.features.vector.mean()}, keep={"rows": rows})
 
     @hookimpl
-    def vssl_step_end(self, report: Any) -> None:
-        torch.randn(7)
+    def vssl_step_end(self) -> None:
         self.steps += 1
 
 
@@ -153,8 +152,14 @@ def test_weight_zero_is_evaluated_logged_and_heard(tmp_path: Path) -> None:
     assert all(report.kept["busy"]["rows"].shape[0] == BATCH for report in watch.reports)
     for name in ("head.weight", "norm.weight", "norm.running_mean", "norm.num_batches_tracked"):
         assert torch.equal(before[name], after[name]), name
-    assert not any(name.startswith("objectives.busy") for name in run.state()["optimizer"])
+    assert not moments(run, "objectives.busy.")
     assert watch.reports[0].loss == pytest.approx(watch.losses[0]["colour/error"])
+
+
+def moments(run: Run, prefix: str) -> list[str]:
+    """The parameters below a prefix that the optimizer has moved: those with a moment that is not zero."""
+    found = {name: state for name, state in run.state()["optimizer"].items() if name.startswith(prefix)}
+    return [name for name, state in found.items() if any(bool(value.any()) for value in state.values() if isinstance(value, Tensor))]
 
 
 def test_weights_follow_their_schedule(tmp_path: Path) -> None:
@@ -220,7 +225,7 @@ def test_what_no_term_in_force_reaches_is_left_alone(tmp_path: Path, optimizer: 
     late = "objectives.warm.late.weight"
     assert all(late not in named and "objectives.warm.head.weight" in named for named in gradients.named)
     assert torch.equal(run.ensemble.state_dict()[late], before[late])
-    assert late not in run.state()["optimizer"]
+    assert not moments(run, late) and moments(run, "objectives.warm.head.weight")
     assert not torch.equal(run.ensemble.state_dict()["objectives.warm.head.weight"], before["objectives.warm.head.weight"])
     rest = open_small(tmp_path, {"warm": WarmUp, "seen": gradients, "stop": StopAt(-1)}, optim={"name": optimizer, "lr": 0.05, "weight_decay": 0.1})
     rest.train()
@@ -258,16 +263,16 @@ class Never(Plain):
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_step_without_any_term_moves_nothing(tmp_path: Path, precision: str) -> None:
     """Not even by decay, under a gradient scaler too; the run goes on."""
-    device = {"kind": "cpu", "precision": precision}
-    run = open_small(tmp_path, {"never": Never, "stop": StopAt(STEPS)}, device=device)
+    device, head = {"kind": "cpu", "precision": precision}, "objectives.never.head.weight"
+    stopped, on = {"never": Never, "stop": StopAt(STEPS)}, {"never": Never, "stop": StopAt(-1)}
+    run = open_small(tmp_path, stopped, device=device, epochs=9)
     before = dict(weights(run.ensemble))
     with pytest.raises(Stop):
         run.train()
-    assert_equal({**run.ensemble.state_dict()}, before)
-    run = open_small(tmp_path, {"never": Never, "stop": StopAt(-1)}, device=device)
+    assert all(torch.equal(value, before[name]) for name, value in run.ensemble.named_parameters())
+    run = open_small(tmp_path, on, device=device, epochs=9)
     run.train()
-    assert run.step == 2 * STEPS
-    assert not torch.equal(run.ensemble.state_dict()["objectives.never.head.weight"], before["objectives.never.head.weight"])
+    assert not torch.equal(run.ensemble.state_dict()[head], before[head])
 
 
 class Keeper(Plain):
@@ -320,7 +325,7 @@ class Fickle(Plain):
 def test_a_term_that_depends_on_the_clips_is_named(tmp_path: Path) -> None:
     """Microbatches of one step must agree on their terms."""
     with pytest.raises(ObjectiveError, match="objective 'fickle': 'fickle/odd' is in one microbatch"):
-        train(tmp_path, {"fickle": Fickle}, optim={"accumulate": 4})
+        train(tmp_path, {"fickle": Fickle}, optim={"accumulate": 2})
 
 
 def test_gradients_are_clipped_after_they_were_announced(tmp_path: Path) -> None:
@@ -382,7 +387,7 @@ def test_parameter_groups_are_trained_their_own_way(tmp_path: Path) -> None:
 def test_wrong_parameter_groups_are_named(tmp_path: Path, groups: Any, told: str) -> None:
     """With the plugin's name."""
     wrong = type("Wrong", (Grouped,), {"parameter_groups": groups})
-    with pytest.raises(PluginError, match=f"plugin 'wrong': parameter_groups names a parameter {told}"):
+    with pytest.raises(PluginError, match=f"plugin 'wrong': parameter_groups names a parameter.* {told}"):
         open_small(tmp_path, {"wrong": wrong})
 
 
@@ -459,7 +464,7 @@ def test_a_combiner_decides_what_is_differentiated(tmp_path: Path) -> None:
     gradients, watch = Gradients(), Watch()
     plugins = {"colour": Colour, "plain": Plain, "pair": Pair, "loudest": Loudest, "seen": gradients, "watch": watch}
     run = train(tmp_path, plugins, combine={"name": "loudest"}, weights={"pair": 0, "plain": 100.0},
-                options={"loudest": {"factor": 3.0}}, views={"join": False})
+                options={"loudest": {"factor": 3.0}}, views={"join": False}, optim={"lr": 1e-5})
     given = run.ensemble.combiner.given[0]
     assert given[0] == {"colour", "plain"} and given[1]["plain"] == 100.0
     assert len(given[2]) == 2  # the clips of colour and plain stand apart; pair was evaluated without gradient

@@ -26,6 +26,7 @@ from vssl_core.requests import (
     Appearance,
     Between,
     Boxes,
+    Fixed,
     Group,
     Halves,
     Independent,
@@ -122,8 +123,21 @@ def test_pairs_of_the_page_are_true_in_both_orders(left: str, right: str, cell: 
         assert found == cell, f"{' + '.join(names)}: the plan says {found}, docs/architecture.md {cell}"
 
 
+def alike() -> list[str]:
+    """The plugins that the page says ask for the same as the last one named."""
+    line = PAGE.read_text(encoding="utf-8").partition("<!-- mixes: alike -->\n")[2].partition("\n")[0]
+    return re.findall(r"`([\w-]+)`", line)
+
+
+def test_those_who_ask_alike_ask_alike() -> None:
+    *names, pattern = alike()
+    (wanted,) = asked(pattern).values()
+    for name in set(names) & set(objectives()):
+        assert list(asked(name).values()) == [wanted], f"{name} does not ask for what {pattern} asks"
+
+
 def test_the_page_names_every_pair() -> None:
-    names = [*objectives(), *MINIATURES]
+    names = [name for name in (*objectives(), *MINIATURES) if name not in alike()[:-1]]
     told = {frozenset(row[:2]) for row in pairs()}
     assert {frozenset((left, right)) for left in names for right in names if left != right} == told
 
@@ -270,6 +284,15 @@ def test_pins_keep_groups_apart_and_are_refused_where_they_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"'rotation' and 'statistics-like' cannot share clips.*turns"):
         both = {name: asked(name) for name in ("statistics-like", "rotation")}
         plan(both, RUN, groups=[["statistics-like", "rotation"]])
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 300))
+def test_a_fixed_clip_is_the_same_in_every_epoch_mix_and_extraction(seed: int, total: int) -> None:
+    """So that a curriculum trains on the clip that it has scored."""
+    group = plan({"curriculum": {"clip": Request(placement=Fixed())}}, RUN).groups[0]
+    places = [(group.stream, 0), (group.stream, 5), ("neighbour/clip", 1), ("extract/clips", 0)]
+    drawn = [draw_windows(group.request, Sample(seed, epoch, 0, 7), name, total, (90, 90))[0] for name, epoch in places]
+    assert len({(window.start, window.stride) for window in drawn}) == 1
 
 
 def test_a_plugin_added_at_the_end_pairs_nobody_anew() -> None:

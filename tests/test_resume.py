@@ -121,6 +121,24 @@ def test_many_kills_and_other_worker_counts(unbroken: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_kills_at_any_moment(unbroken: Path, tmp_path: Path) -> None:
+    """Between two steps, inside one, while a checkpoint is being written: one is written after every step."""
+    folder, chance = tmp_path / "run", random.Random(21)
+    words = command(folder, "data.workers=1", "checkpoint.every_steps=1")
+    killed = 0
+    while killed < 5 and logged(folder) < STEPS:
+        process, before = start(words), logged(folder)
+        while logged(folder) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.4))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE)
+        killed += 1
+    finish(words)
+    assert_same(unbroken, folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_leaves(unbroken: Path, tmp_path: Path, number: int, code: int) -> None:
     folder = tmp_path / "run"
@@ -137,7 +155,7 @@ def test_two_ranks_killed_and_started_again(tmp_path: Path) -> None:
 
     def ranks(folder: Path) -> list[str]:
         words = command(folder, "data.workers=1", "device.sync_batch_norm=true")[1:]
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", *words]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(ranks(whole))

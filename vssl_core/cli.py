@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from vssl_core.errors import UserError, VsslError
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vssl {options.command}: {error}", file=sys.stderr)
         return 2
     except VsslError as error:
+        if error.__cause__ is not None:  # raised in somebody's plugin: its author needs the place
+            traceback.print_exception(error.__cause__)
         print(f"vssl {options.command}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:

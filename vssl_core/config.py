@@ -5,15 +5,14 @@ Everything below `plugins.<name>` belongs to the plugin; everything else to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vssl_core.errors import ConfigError, did_you_mean
 from vssl_core.looks import AppearanceSettings
+from vssl_core.plain import Model, build, flatten, from_yaml, read_yaml, to_tree, to_yaml
 from vssl_core.requests import (
     Appearance,
     Boxes,
@@ -105,6 +104,9 @@ class Schedule(Section):
         return self.value * min((epoch - self.start_epoch) / self.ramp_epochs, 1.0)
 
 
+Weight = Annotated[float, Field(ge=0)] | Schedule
+
+
 class ViewsSection(Section):
     join: bool = Field(True, description="let plugins share clips where their requests allow")
     groups: tuple[tuple[str, ...], ...] = Field((), description="names that must share one group of clips")
@@ -191,7 +193,7 @@ class RunConfig(Section):
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="the chosen plugins, in order, and their options"
     )
-    weights: dict[str, float | Schedule] = Field(
+    weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="mixing weight of each objective: a number or {value, start_epoch, ramp_epochs}; 1 where absent",
     )
@@ -213,14 +215,8 @@ class RunConfig(Section):
             if len(set(map(str, value))) < len(value):
                 raise ValueError("names a plugin twice")
             return {str(name): {} for name in value}
-        return {name: options or {} for name, options in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("weights")
-    @classmethod
-    def _not_negative(cls, value: dict[str, float | Schedule]) -> dict[str, float | Schedule]:
-        for name, weight in value.items():
-            if isinstance(weight, float | int) and weight < 0:
-                raise ValueError(f"{name} must not be negative")
+        if isinstance(value, dict):
+            return {name: {} if options is None else options for name, options in value.items()}
         return value
 
     def weight(self, name: str, epoch: float) -> float:
@@ -246,9 +242,6 @@ class RunConfig(Section):
 
 # Loading --------------------------------------------------------------------------------------------------------------
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
 def load_config(
     path: str | None = None,
     *,
@@ -265,33 +258,17 @@ def load_config(
     if plugins is not None:
         tree["plugins"] = _choose(tree, plugins)
     if data is not None:
-        tree["data"] = {**(tree.get("data") or {}), "source": data[0], "root": data[1]}
+        known = tree.get("data") or {}
+        tree["data"] = {**known, "source": data[0], "root": data[1]} if isinstance(known, dict) else known
     for override in overrides:
         _override(tree, override)
     return build(RunConfig, tree, path or "config")
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file as a mapping; `ConfigError` where it is missing or not one."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold keys and values, got a {type(tree).__name__}")
-    return tree
-
-
 def _choose(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if list(names).count(name) > 1:
-            raise ConfigError(f"--plugins: '{name}' is named twice; name it once")
+            raise ConfigError(f"plugins: '{name}' is named twice; name it once")
     known = tree.get("plugins") or {}
     return {name: (known.get(name) or {}) if isinstance(known, dict) else {} for name in names}
 
@@ -301,14 +278,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     parts = key.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"'{override}': an override is key=value, for example optim.lr=0.1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{override}': the value is not YAML ({' '.join(str(error).split())})") from error
+    value = from_yaml(text, f"'{override}'")
     chosen = tree.get("plugins") or {}
-    if parts[0] == "plugins" and len(parts) > 1 and parts[1] not in chosen:
+    if parts[0] == "plugins" and len(parts) > 1 and isinstance(chosen, list | dict) and parts[1] not in chosen:
         raise ConfigError(
-            f"'{override}': plugin '{parts[1]}' is not chosen{did_you_mean(parts[1], chosen)}; add it to --plugins"
+            f"'{override}': plugin '{parts[1]}' is not chosen{did_you_mean(parts[1], chosen)}; "
+            "choose it too, or leave this out"
         )
     if parts[0] == "plugins" and isinstance(chosen, list):
         tree["plugins"] = {name: {} for name in chosen}
@@ -322,50 +297,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _refuse_path(override: str, part: str) -> dict[str, Any]:
-    raise ConfigError(f"'{override}': '{part}' holds a value, not further keys")
+    raise ConfigError(f"'{override}': '{part}' holds a value, not further keys; leave them out")
 
 
-def build(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
-    """A checked model from plain values; the first thing that is wrong becomes one sentence."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_sentence(model, error, where)) from None
-
-
-def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in ("float", "Schedule", "int")]
-    key = ".".join(location)
-    at = f"{where}: {key}" if key else where
-    if first["type"] == "extra_forbidden":
-        return f"{at}: there is no such key{_suggest(model, location)}; remove or correct it"
-    message = first["msg"].removeprefix("Value error, ")
-    given = (
-        ""
-        if first["type"] == "missing" or (first["type"] == "value_error" and isinstance(first["input"], dict))
-        else f", got {first['input']!r}"
-    )
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{at}: {message[:1].lower() + message[1:]}{given}{more}"
-
-
-def _suggest(model: type[BaseModel], location: Sequence[str]) -> str:
-    fields: Any = model
-    for part in location[:-1]:
-        field = getattr(fields, "model_fields", {}).get(part)
-        fields = next((kind for kind in _models(field.annotation)), None) if field else None
-        if fields is None:
-            return ""
-    names = list(fields.model_fields)
-    return did_you_mean(location[-1], names) or f"; there are {', '.join(names) if names else 'no options'}"
-
-
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)
+def build_options(model: type[Model], options: Mapping[str, Any], plugin: str) -> Model:
+    """The checked options of a plugin; errors name the whole key."""
+    return build(model, options, f"plugins.{plugin}", ".")
 
 
 def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
@@ -381,25 +318,16 @@ def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
 # Writing and comparing ------------------------------------------------------------------------------------------------
 
 
-def to_tree(model: BaseModel) -> dict[str, Any]:
-    """A model as plain values, defaults included."""
-    return model.model_dump(mode="json")
+def default_yaml() -> str:
+    """All defaults as a config file: what `configs/default.yaml` holds."""
+    return HEADER + to_yaml(to_tree(RunConfig()))
 
 
-def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Plain values as YAML, short lists on one line, keys in their order."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a.b': value} of nested mappings; an empty mapping is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+HEADER = """\
+# Every key and its default; docs/configuration.md explains each. Generated from the code:
+# python -c "from vssl_core.config import default_yaml as text; print(text(), end='')" > configs/default.yaml
+# `plugins` is empty because you choose them: here, as {name: options}, or with --plugins on the command line.
+"""
 
 
 # Only these may differ when a run is started again in its folder: none of them can change weights.

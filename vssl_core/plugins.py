@@ -127,7 +127,7 @@ def register(manager: pluggy.PluginManager, name: str, module: Any, where: str, 
 
 
 def listen(manager: pluggy.PluginManager, listener: Any, name: str, where: str) -> None:
-    """Let a module or object hear what is announced; `PluginError` for a hook that there is not, or a wrong argument."""
+    """Let a module or object hear what is announced; `PluginError` for an unknown hook or a wrong argument."""
     check_hooks(manager, listener, where)
     try:
         manager.register(listener, name)

@@ -21,6 +21,12 @@ class BarlowTwins(Objective):
         """Options of Barlow Twins."""
 
         redundancy: float = Field(0.0051, ge=0, le=1e3, description="weight of the correlations between features")
+        scale: float | None = Field(
+            None,
+            gt=0,
+            le=1e6,
+            description="both terms are multiplied by it; null: 1 over the number of features; the paper, with LARS: 1",
+        )
         hidden: int | None = Field(
             None, ge=1, description="width of the projector; null: 8192, or 4 x the features where that is less"
         )
@@ -35,7 +41,9 @@ class BarlowTwins(Objective):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         hidden = config.hidden or min(8192, 4 * context.feature_dim)
-        self.projector = mlp(context.feature_dim, *[hidden] * (config.layers - 1), config.projection or hidden)
+        projection = config.projection or hidden
+        self.projector = mlp(context.feature_dim, *[hidden] * (config.layers - 1), projection)
+        self.scale = config.scale or 1 / projection
 
     def requests(self) -> Mapping[str, Request]:
         """Clips of whatever geometry the neighbours need; their colours must differ."""
@@ -52,12 +60,17 @@ class BarlowTwins(Objective):
         }
 
     def forward(self, batch: Batch) -> Terms:
-        """`invariance` and `redundancy`: how far the diagonal is from 1, and all else from 0 (weighted)."""
+        """`invariance` and `redundancy`: how far the diagonal is from 1, and all else from 0; both scaled."""
         projected = [self.projector(view.features.vector).float() for view in batch["clips"]]
         rows = standardised(gather(torch.stack(projected, dim=1)))  # (N, clips, D)
         found = [on_and_off(correlation(rows[:, left], rows[:, right])) for left, right in self._pairs()]
         invariance, redundancy = (torch.stack(parts).mean() for parts in zip(*found, strict=True))
-        return Terms(losses={"invariance": invariance, "redundancy": self.config.redundancy * redundancy})
+        return Terms(
+            losses={
+                "invariance": self.scale * invariance,
+                "redundancy": self.scale * self.config.redundancy * redundancy,
+            }
+        )
 
     def _pairs(self) -> list[tuple[int, int]]:
         return list(combinations(range(self.config.clips), 2))

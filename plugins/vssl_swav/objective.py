@@ -118,7 +118,7 @@ class SwAV(Objective):
 
     @hookimpl
     def vssl_backward_end(self, run: Run) -> None:
-        """Prototypes rest while projections settle (section 4 of the paper's appendix and its code)."""
+        """Prototypes rest while projections settle (as in the paper's code)."""
         if run.epoch < self.config.frozen_epochs:
             self.prototypes.weight.grad = None
 

@@ -18,7 +18,7 @@ SETTINGS = Path(__file__).with_name("demo.yaml")  # which plugins: a file can na
 def demo(run: str, overrides: Sequence[str]) -> int:
     """Train and evaluate in one go; the exit code."""
     words = read_yaml(str(SETTINGS))
-    code = train(words["plugins"], None, words["data"], run, overrides)
+    code = train(words["plugins"], None, words["data"], run, [*words["settings"], *overrides])
     code = code or evaluate(run, words["evaluations"], words["baseline"], None, [])
     print(
         f"everything of this run lies in {run}: config.yaml, plan.json, metrics.jsonl, backbone.safetensors, "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vssl_core.commands.train import names, place
-from vssl_core.config import RunConfig, build, load_config, to_tree
+from vssl_core.config import RunConfig, build_options, load_config, to_tree
 from vssl_core.data.sources import Splits
 from vssl_core.errors import CheckpointError, ConfigError, PluginError
 from vssl_core.nets.backbones import fingerprint
@@ -81,7 +81,7 @@ def _evaluation(
 ) -> Evaluation:
     if plugin.evaluation is None:
         raise PluginError(f"--evaluations: '{name}' is no evaluation; `vssl plugins` lists those that are")
-    options = build(plugin.evaluation.Config, raw, f"plugins.{name}")
+    options = build_options(plugin.evaluation.Config, raw, name)
     return plugin.evaluation(options, context_of(config, name, backbone, len(splits.train)))
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vssl_core.config import RunConfig, load_config
-from vssl_core.errors import ConfigError, UserError
+from vssl_core.errors import ConfigError, UserError, VsslError
 
 
 def place(text: str) -> tuple[str, str | None]:
@@ -59,7 +59,9 @@ def train(
     with ranks(settled):
         from vssl_core.run.build import open_data
         from vssl_core.run.folder import open_run
+        from vssl_core.run.seeds import seed_process
 
+        seed_process(settled.seed)
         splits = open_data(chosen.config, chosen.manager)
         _print_notes(splits.notes)
         open_run(chosen, splits, folder).train()
@@ -88,10 +90,16 @@ def ranks(config: RunConfig):  # type: ignore[no-untyped-def]
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-    except UserError:
-        if dist.get_rank() != 0:  # rank 0 says it once
-            raise SystemExit(2) from None
+    except VsslError as error:
+        if not _first_to_tell():
+            raise SystemExit(getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)) from None
         raise
     finally:
-        torch.set_grad_enabled(True)
         dist.destroy_process_group()
+
+
+def _first_to_tell() -> bool:
+    """Whether no other rank has met an error before this one: what all ranks meet is said once."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store().add("errors told", 1) == 1

@@ -14,6 +14,9 @@ from vssl_core.requests import Group
 from vssl_core.views import Windows
 
 
+_WINDOW = tuple(part.name for part in fields(Windows))
+
+
 @dataclass(frozen=True)
 class PreparedClip:
     """One clip of each video of the batch, ready for the net."""
@@ -36,10 +39,10 @@ def prepare(
 
 def _prepare(data: dict, clip: int, group: Group, recipe: Recipe, normalisation: Normalisation) -> PreparedClip:
     request = group.request
-    looks = {name: values[:, clip] for name, values in data["looks"].items()}
-    whole = apply(data["clips"][:, clip], looks, recipe, normalisation, tail=request.tail)  # (B,3,T+tail,S,S)
-    windows = Windows(*(data["windows"][part.name][:, clip] for part in fields(Windows)))
-    measures = {name: values[:, clip] for name, values in data["measures"].items()}
+    looks = {name: values.select(1, clip) for name, values in data["looks"].items()}
+    whole = apply(data["clips"].select(1, clip), looks, recipe, normalisation, tail=request.tail)  # (B,3,T+tail,S,S)
+    windows = Windows(*(data["windows"][name].select(1, clip) for name in _WINDOW))
+    measures = {name: values.select(1, clip) for name, values in data["measures"].items()}
     if not request.tail:
         return PreparedClip(whole, whole[:, :, :0], windows, measures)
     return PreparedClip(whole[:, :, : request.frames].contiguous(), whole[:, :, request.frames :], windows, measures)

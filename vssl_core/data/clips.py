@@ -204,7 +204,7 @@ class ClipLoader:
     """
 
     def __init__(self, dataset: Clips, workers: int, pin: bool = False) -> None:
-        self._batches: list[Sequence[Visit]] = []
+        self._batches: Sequence[Sequence[Visit]] = ()
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Given(self),
@@ -219,7 +219,7 @@ class ClipLoader:
 
     def load(self, batches: Sequence[Sequence[Visit]]) -> Iterator[RawBatch]:
         """One pass over the batches. Raises `DataError` where a video and all its replacements cannot be read."""
-        self._batches = list(batches)
+        self._batches = batches
         for batch in self._loader:
             if batch.failure and self._loader.dataset.replace:
                 raise DataError(
@@ -235,7 +235,7 @@ class ClipLoader:
             iterator._shutdown_workers()
 
     @property
-    def given(self) -> list[Sequence[Visit]]:
+    def given(self) -> Sequence[Sequence[Visit]]:
         """The batches of the pass that is under way."""
         return self._batches
 
@@ -253,8 +253,11 @@ class _Given:
         return len(self.owner.given)
 
 
+GRACE = 60  # seconds that a worker outlives a SIGTERM
+
+
 def _start_worker(worker: int) -> None:
-    """One thread each, and leave interrupts to the training process."""
+    """One thread each, and leave interrupts to the training process, which still needs batches until it has saved."""
     import gc
     import signal
 
@@ -262,14 +265,44 @@ def _start_worker(worker: int) -> None:
     gc.freeze()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))  # job managers send it to every process
 
 
-def visits_of(order: Sequence[int], epoch: int) -> list[Visit]:
+class Visits(Sequence[Visit]):
+    """An epoch's order with visits counted: two arrays, since an object for each of millions of videos would fill memory."""
+
+    def __init__(self, epoch: int, videos: np.ndarray, counts: np.ndarray) -> None:
+        self.epoch, self.videos, self.counts = epoch, videos, counts
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, place: int) -> Visit:
+        return Visit(self.epoch, int(self.counts[place]), int(self.videos[place]))
+
+
+def visits_of(order: Sequence[int], epoch: int) -> Visits:
     """The epoch's order with visits counted."""
-    counts: dict[int, int] = {}
-    visits = []
-    for video in map(int, order):
-        visits.append(Visit(epoch, counts.get(video, 0), video))
-        counts[video] = counts.get(video, 0) + 1
-    return visits
+    videos = np.asarray(order, dtype=np.int64)
+    by_video = np.argsort(videos, kind="stable")
+    places = np.arange(len(videos))
+    begins = np.diff(videos[by_video], prepend=-1) != 0  # where the next video begins; one video's visits stay in order
+    counts = np.empty(len(videos), np.int32)
+    counts[by_video] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return Visits(epoch, videos, counts)
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Sequence[Visit]]):
+    """Batches of `size` visits that begin at `starts`, each made when it is asked for."""
+
+    visits: Sequence[Visit]
+    starts: Sequence[int]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> list[Visit]:
+        start = self.starts[number]
+        return [self.visits[place] for place in range(start, start + self.size)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vssl_core.errors import VideoError
@@ -44,10 +44,12 @@ def video_streams(path: str, container: InputContainer) -> list[int]:
     return [stream.index for stream in usable]
 
 
-def single_threaded(container: InputContainer, number: int) -> VideoStream:
-    """The stream at this position, to be decoded without threads: AUTO and FRAME can hang for ever after an error."""
+def alone(container: InputContainer, number: int) -> VideoStream:
+    """The stream at this position, to be decoded without threads and without the packets of any other stream."""
+    for other in container.streams:
+        other.discard = Discard.default if other.index == number else Discard.all
     stream: Any = container.streams[number]
-    stream.thread_type = "NONE"
+    stream.thread_type = "NONE"  # AUTO and FRAME can hang for ever when a context is freed after an error
     stream.codec_context.thread_count = 1
     return stream
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,8 +15,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vssl_core.data import packets
-from vssl_core.data.containers import NOTHING, no_frame, opened, sentence, single_threaded, video_streams
-from vssl_core.data.frames import Frames
+from vssl_core.data.containers import NOTHING, alone, no_frame, opened, sentence, video_streams
+from vssl_core.data.frames import Frames, Pixels
 from vssl_core.data.with_torchcodec import read_with_torchcodec
 from vssl_core.errors import ConfigError, VideoError
 
@@ -82,7 +82,9 @@ def read(path: str, indices: Sequence[int], scan: Scan | None = None, backend: s
     wanted = sorted({int(i) for i in indices})
     if not wanted or wanted[0] < 0:
         raise ValueError(f"{path}: asks for frames by indices from 0 upwards, got {list(indices)}")
-    found = read_with_torchcodec(path, wanted, facts) if backend == "torchcodec" else None
+    found: Mapping[int, VideoFrame | Pixels] | None = None
+    if backend == "torchcodec":
+        found = read_with_torchcodec(path, wanted, facts)
     if found is None and facts.times is not None and wanted[-1] < len(facts.times):
         found = _read_by_time(path, wanted, facts)
     if found is None:
@@ -102,7 +104,7 @@ class _Survey:
     def __init__(self, path: str, container: InputContainer, number: int) -> None:
         self.path = path
         self.container = container
-        self.stream = single_threaded(container, number)
+        self.stream = alone(container, number)
         context = self.stream.codec_context
         self.codec = context.codec.canonical_name
         self.extradata = context.extradata
@@ -164,8 +166,8 @@ class _Survey:
         times = _table(self.times, self.first) if self.trusted else None
         keys = None
         if times is not None:
-            keys = np.array([k for k in (_index(times, t) for t in sorted(self.key_times)) if k], np.int32)
-        skips = times is not None and self.codec in _SKIPPABLE
+            keys = np.array(sorted(filter(None, (_index(times, time) for time in self.key_times))), np.int32)
+        skips = times is not None and self.timed and self.codec in _SKIPPABLE  # AVI is trusted without B-frames only
         frames, stream = max(1, len(self.times)), self.stream.index
         return Scan(frames, height, width, rotation, self._rate(), stream, times, keys, self.keys_hold, skips)
 
@@ -201,13 +203,13 @@ def _index(times: range | NDArray[np.int64], time: int | None) -> int | None:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def sequence(path: str, stream: int = -1) -> Iterator[VideoFrame]:
+def sequence(path: str, stream: int = -1) -> Generator[VideoFrame, None, None]:
     """Every frame in order; close it if you leave early. Raises EndedEarly at damage, VideoError without a frame."""
     count, trouble = 0, NOTHING
     with opened(path) as container:
         number = stream if stream >= 0 else video_streams(path, container)[0]
         try:
-            for packet in container.demux(single_threaded(container, number)):
+            for packet in container.demux(alone(container, number)):
                 trouble = no_frame("") if packet.size else trouble
                 for frame in packet.decode():
                     yield frame
@@ -238,7 +240,7 @@ def _read_by_time(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoF
     """Decode only the stretches that hold wanted frames, telling frames by their times; None on any surprise."""
     kept: dict[int, VideoFrame] = {}
     with opened(path) as container:
-        stream = single_threaded(container, facts.stream)
+        stream = alone(container, facts.stream)
         try:
             for entry, stretch in _stretches(wanted, facts):
                 kept.update(_read_stretch(container, stream, facts, entry, stretch))
@@ -250,7 +252,8 @@ def _read_by_time(path: str, wanted: list[int], facts: Scan) -> dict[int, VideoF
 def _stretches(wanted: list[int], facts: Scan) -> Iterator[tuple[int, list[int]]]:
     """Runs of wanted frames, each with the frame that its decoding begins at (0: the start of the file)."""
     keys = facts.keys if facts.keys is not None else np.empty(0, np.int32)
-    entry, stretch = 0, []
+    entry = 0
+    stretch: list[int] = []
     for index, place in zip(wanted, np.searchsorted(keys, wanted, side="right"), strict=True):
         nearest = int(keys[place - 1]) if place else 0
         reached = stretch[-1] if stretch else -1
@@ -265,8 +268,8 @@ def _stretches(wanted: list[int], facts: Scan) -> Iterator[tuple[int, list[int]]
 def _read_stretch(
     container: InputContainer, stream: VideoStream, facts: Scan, entry: int, wanted: list[int]
 ) -> dict[int, VideoFrame]:
-    times = facts.times
-    assert times is not None
+    times, keys = facts.times, facts.keys
+    assert times is not None and keys is not None
     context = stream.codec_context
     if entry:
         container.seek(int(times[entry]), stream=stream)
@@ -274,29 +277,22 @@ def _read_stretch(
     unfed = set(awaited)
     kept: dict[int, VideoFrame] = {}
     landed = not entry
-    skipping = False
     for packet in container.demux(stream):
         if not landed:
             found = _index(times, packet.pts)
-            if found is None or found > wanted[0] or (found and found not in facts.keys):
+            if found is None or found > wanted[0] or (found and found not in keys):
                 return {}
             landed = True
-        if facts.skips and skipping == (packet.pts in unfed):
-            skipping = not skipping
-            context.skip_frame = "NONREF" if skipping else "DEFAULT"
-        _keep(packet.decode(), awaited, kept)
-        unfed.discard(packet.pts)
+        time = packet.pts
+        if facts.skips:
+            context.skip_frame = "DEFAULT" if time in unfed else "NONREF"
+        for frame in packet.decode():
+            if frame.pts in awaited:
+                kept[awaited[frame.pts]] = frame
+        unfed.discard(time)
         if not unfed:
             break
-    if len(kept) < len(wanted):
-        _keep(context.decode(None), awaited, kept)  # what the decoder still holds back for reordering
-    if skipping:
-        context.skip_frame = "DEFAULT"
+    context.skip_frame = "DEFAULT"
+    if len(kept) < len(wanted):  # the decoder still holds some back for reordering
+        kept |= {awaited[frame.pts]: frame for frame in context.decode(None) if frame.pts in awaited}
     return kept
-
-
-def _keep(frames: list[VideoFrame], awaited: dict[int, int], kept: dict[int, VideoFrame]) -> None:
-    for frame in frames:
-        index = awaited.get(frame.pts)
-        if index is not None:
-            kept[index] = frame

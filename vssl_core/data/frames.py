@@ -19,8 +19,8 @@ Colour = tuple[str, int, int]  # pixel format, colour space and range of a frame
 _PLANAR = {"yuv420p", "yuvj420p"}
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED, which FFmpeg converts as BT.601
 _KNOWN_SPACES = {0, 1, 2, 4, 5, 6, 7, 9}  # the values of AVColorSpace that FFmpeg's scaler does not refuse
-_CONVERTED_AT_A_TIME = 1 << 17  # pixels: so that what was piled up is converted while it is in the processor's cache
-_SCALED_AT_A_TIME = 1 << 22  # pixels: a clip of common size at once, since each call works its weights out anew
+_CONVERTED_AT_A_TIME = 1 << 20  # pixels: most clips at once, since each call has a price, yet no huge piles
+_SCALED_AT_A_TIME = 1 << 22  # pixels: the same, and each call works its weights out anew
 _memory = threading.local()  # of each thread: pixels to be scaled lie in the same place every time
 
 
@@ -144,7 +144,7 @@ def known_colours(frame: VideoFrame) -> VideoFrame:
 
 def _view(plane: VideoPlane, channels: int = 1) -> Pixels:
     """The samples of a plane, without the padding of its rows: (H, W * channels)."""
-    return np.ndarray((plane.height, plane.width * channels), np.uint8, plane, 0, (plane.line_size, 1))
+    return np.ndarray((plane.height, plane.width * channels), np.uint8, plane, 0, (plane.line_size, 1))  # type: ignore[arg-type]
 
 
 def _stack(planes: Sequence[Pixels], box: Box, target: Pixels) -> None:
@@ -172,4 +172,4 @@ def _scaled(clip: Pixels, size: int) -> Pixels:
 
     images = torch.from_numpy(clip).permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    return small.permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(small.permute(0, 2, 3, 1).numpy())

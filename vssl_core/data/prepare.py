@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import av
 from av.video.frame import VideoFrame
@@ -263,5 +263,5 @@ def _replace(path: str, lines: Iterable[str]) -> None:
     os.replace(f"{path}.part", path)
 
 
-def _text_file(path: str, mode: str) -> TextIO:
+def _text_file(path: str, mode: str) -> IO[str]:
     return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="\n")

@@ -2,8 +2,9 @@
 
 Where the pattern lies, how it is turned, scaled, warped and lit is drawn from one distribution for all classes, and
 every motion keeps that distribution at each moment. So a single frame carries no information on the class, by
-construction; only time does. Colours and contrast drift slowly in all scenes: what stays over a video is its motion and
-the kind of its pattern.
+construction; only time does. Everything falls, and nothing but the fall says which way is down: a net that tells
+quarter turns must see motion. Colours and contrast drift slowly: what stays over a video is its motion and the kind of
+its pattern.
 """
 
 from __future__ import annotations
@@ -30,66 +31,75 @@ class State:
     turn: np.ndarray  # (T or 1,) radians
     zoom: np.ndarray  # (T or 1,) log2 of the scale
     phase: np.ndarray  # (T or 1,) radians, of the warp
-    light: np.ndarray  # (T or 1,) in [0, 1]
+    blend: np.ndarray  # (T or 1,) radians, between the two patterns
 
     @staticmethod
     def draw(generator: np.random.Generator) -> State:
         """A state at rest."""
-        turn, zoom, phase, light = generator.uniform((0, -ZOOM, 0, 0), (2 * np.pi, ZOOM, 2 * np.pi, 1))[:, None]
-        return State(_places(1, generator), turn, zoom, phase, light)
+        turn, zoom, phase, blend = generator.uniform((0, -ZOOM, 0, 0), (2 * np.pi, ZOOM, 2 * np.pi, 2 * np.pi))[:, None]
+        return State(_places(1, generator), turn, zoom, phase, blend)
 
     def at(self, frame: int) -> tuple[np.ndarray, ...]:
-        """Shift, turn, zoom, phase and light in one frame."""
+        """Shift, turn, zoom, phase and blend in one frame."""
         return tuple(values[frame % len(values)] for values in vars(self).values())
 
 
 Motion = Callable[[State, np.ndarray, np.random.Generator], State]
 
 
-def slide(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Everything moves one way."""
-    return replace(state, shift=state.shift + time[:, None] * generator.uniform(1.8, 2.4) * _heading(generator))
+def drift(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
+    """Everything falls slowly."""
+    return _falling(state, time * generator.uniform(0.7, 1.0))
 
 
-def shake(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Everything moves to and fro."""
-    swing = np.sin(2 * np.pi * _turns(time, (9, 11), generator))[:, None]
-    return replace(state, shift=state.shift + generator.uniform(5, 7) * swing * _heading(generator))
+def rush(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
+    """Everything falls fast."""
+    return _falling(state, time * generator.uniform(2.8, 3.4))
+
+
+def halt(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
+    """Everything falls and stands still by turns."""
+    turns = _turns(time, (9, 11), generator)
+    return _falling(state, 16 * (np.floor(turns) + np.minimum(2 * (turns % 1), 1)))
+
+
+def slant(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
+    """Everything falls and moves to one side as fast."""
+    speed = generator.uniform(1.4, 1.8)
+    return _falling(state, time * speed, time * speed * generator.choice((-1, 1)))
+
+
+def sway(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
+    """Everything falls and swings from side to side."""
+    swing = np.sin(2 * np.pi * _turns(time, (9, 11), generator))
+    return _falling(state, time * generator.uniform(1.2, 1.5), generator.uniform(5, 7) * swing)
 
 
 def spin(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Everything turns about the middle."""
-    return replace(state, turn=state.turn + time * generator.uniform(0.06, 0.08) * generator.choice((-1, 1)))
+    """Everything falls and turns about the middle."""
+    turn = state.turn + time * generator.uniform(0.06, 0.08) * generator.choice((-1, 1))
+    return replace(_falling(state, time * generator.uniform(1.2, 1.5)), turn=turn)
 
 
 def pulse(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Everything grows and shrinks."""
-    return replace(state, zoom=ZOOM * (2 * _triangle(_turns(time, (11, 13), generator)) - 1))
-
-
-def blink(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Nothing moves; the light goes up and down."""
-    return replace(state, light=_triangle(_turns(time, (8, 10), generator)))
+    """Everything falls, grows and shrinks."""
+    zoom = ZOOM * (2 * _triangle(_turns(time, (11, 13), generator)) - 1)
+    return replace(_falling(state, time * generator.uniform(1.2, 1.5)), zoom=zoom)
 
 
 def ripple(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """A wave runs through the pattern."""
-    return replace(state, phase=2 * np.pi * _turns(time, (9, 11), generator))
+    """Everything falls while a wave runs through it."""
+    phase = 2 * np.pi * _turns(time, (9, 11), generator)
+    return replace(_falling(state, time * generator.uniform(1.2, 1.5)), phase=phase)
 
 
-def hop(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """The pattern rests, and lies elsewhere all at once, again and again."""
-    stage = np.floor(_turns(time, (5, 6), generator)).astype(int)
-    return replace(state, shift=_places(stage.max() + 1, generator)[stage])
-
-
-def rest(state: State, time: np.ndarray, generator: np.random.Generator) -> State:
-    """Nothing moves."""
-    return state
+def _falling(state: State, down: np.ndarray, aside: np.ndarray | float = 0.0) -> State:
+    """The state moved down, and aside, by these pixels over time, (T,) each."""
+    return replace(state, shift=state.shift + np.stack([np.broadcast_to(aside, down.shape), down], axis=1))
 
 
 MOTIONS: dict[str, Motion] = {
-    motion.__name__: motion for motion in (slide, shake, spin, pulse, blink, ripple, hop, rest)
+    motion.__name__: motion for motion in (drift, rush, halt, slant, sway, spin, pulse, ripple)
 }
 
 
@@ -110,13 +120,12 @@ class Look:
         self.along = _heading(generator).astype(np.float32)
         length = generator.uniform(36, 48)  # pixels
         self.waves = (self.x * self.along[0] + self.y * self.along[1]) * np.float32(2 * np.pi / length)
-        self.shade = (1.15 - 0.5 * row / HEIGHT)[..., None]  # (H, W, 1) which way is up can be seen
-        self.cells = _pattern(pattern, generator)  # (PERIOD, PERIOD) grey values
+        self.patterns = _pattern(pattern, generator), _pattern(pattern, generator)  # (PERIOD, PERIOD) each
         self.colours = _colours(frames, generator)  # (T, 256, 3) of the grey values
 
     def draw(self, frame: int, moment: tuple[np.ndarray, ...]) -> np.ndarray:
         """One frame that shows this moment of a state, (H, W, 3) uint8."""
-        shift, turn, zoom, phase, light = (values.astype(np.float32) for values in moment)
+        shift, turn, zoom, phase, blend = (values.astype(np.float32) for values in moment)
         wave = WARP * np.sin(self.waves + phase)
         x = self.x - self.along[1] * wave - shift[0]
         y = self.y + self.along[0] * wave - shift[1]
@@ -124,8 +133,9 @@ class Look:
         cosine, sine = scale * np.cos(turn), scale * np.sin(turn)
         column = (cosine * x - sine * y).astype(np.int32) & (PERIOD - 1)
         row = (sine * x + cosine * y).astype(np.int32) & (PERIOD - 1)
-        colours = self.colours[frame] * (0.4 + 0.6 * light)
-        return (colours.take(self.cells[row, column], axis=0) * self.shade).clip(0, 255).astype(np.uint8)
+        height = np.cos(blend) * self.patterns[0][row, column] + np.sin(blend) * self.patterns[1][row, column]
+        grey = (128 + 64 * height).clip(0, 255).astype(np.uint8)
+        return self.colours[frame].take(grey, axis=0).clip(0, 255).astype(np.uint8)
 
 
 def _pattern(kind: str, generator: np.random.Generator) -> np.ndarray:
@@ -134,13 +144,13 @@ def _pattern(kind: str, generator: np.random.Generator) -> np.ndarray:
     distance = np.hypot(row / (3 if kind == "bands" else 1), column)
     weight = np.exp(-(((distance - WAVES) / 2) ** 2))
     noise = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((PERIOD, PERIOD))) * weight)
-    return np.clip(128 + 64 * noise / noise.std(), 0, 255).astype(np.uint8)
+    return (noise / noise.std()).astype(np.float32)
 
 
 def _colours(frames: int, generator: np.random.Generator) -> np.ndarray:
     """The colour of each grey value over time, (frames, 256, 3) float32: tints, contrast and balance drift."""
     slow = _slow(frames, 8, generator)[:, None]  # (T, 1, 8)
-    sharpness, balance = 1.5 + 1.2 * slow[..., 6:7], 0.6 * slow[..., 7:8]
+    sharpness, balance = 3.0 + 1.0 * slow[..., 6:7], 0.3 * slow[..., 7:8]
     bright = 0.5 + 0.5 * np.tanh(sharpness * (np.linspace(-2, 2, 256)[:, None] - balance))  # (T, 256, 1)
     return ((40 + 20 * slow[..., :3]) * (1 - bright) + (205 + 30 * slow[..., 3:6]) * bright).astype(np.float32)
 

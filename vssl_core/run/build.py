@@ -11,7 +11,7 @@ import pluggy
 import torch
 from torch import nn
 
-from vssl_core.config import RunConfig, build, check_weights, to_tree
+from vssl_core.config import RunConfig, build_options, check_weights, to_tree
 from vssl_core.data.appearance import NORMALISATIONS, Normalisation
 from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_source
 from vssl_core.data.videos import Videos
@@ -50,7 +50,7 @@ def choose(config: RunConfig, loaded: tuple[pluggy.PluginManager, dict[str, Plug
                 f"plugins: '{name}' is an evaluation, not something to train; use `vssl evaluate --evaluations {name}`"
             )
         kind = plugin.objective or plugin.combiner
-        options[name] = build(kind.Config if kind else PluginConfig, config.plugins[name], f"plugins.{name}")
+        options[name] = build_options(kind.Config if kind else PluginConfig, config.plugins[name], name)
     _check_combiner(config.combine.name, plugins)
     check_weights(config, [name for name, plugin in plugins.items() if plugin.objective])
     whole = config.model_copy(update={"plugins": {name: to_tree(option) for name, option in options.items()}})

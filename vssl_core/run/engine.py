@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vssl_core.config import to_tree, to_yaml
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, visits_of
+from vssl_core.data.clips import Batches, ClipLoader, Clips, Cutter, RawBatch, visits_of
 from vssl_core.data.sources import Splits
 from vssl_core.distributed import any_rank, average, gather_objects, rank, world_size
 from vssl_core.errors import CheckpointError
@@ -29,7 +29,7 @@ from vssl_core.requests import Group as ClipGroup
 from vssl_core.requests import Request, complete, resolve
 from vssl_core.run import checkpoint
 from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device, normalisation_of, recipe_of
-from vssl_core.run.ensemble import StepInput, StepOutput, autocast, check_finite, sound_backward
+from vssl_core.run.ensemble import StepInput, StepOutput, check_finite
 from vssl_core.run.extract import STREAM, Extractor
 from vssl_core.run.files import copy_atomically
 from vssl_core.run.ledger import Ledger
@@ -37,6 +37,7 @@ from vssl_core.run.logs import observers
 from vssl_core.run.memory import keep_pages
 from vssl_core.run.optim import build_optimizer, build_schedule, optimizer_state, restore_optimizer, set_learning_rate
 from vssl_core.run.order import draw_order
+from vssl_core.run.precision import autocast, sound_backward
 from vssl_core.run.report import Report, merge
 from vssl_core.run.seeds import reseed
 from vssl_core.run.signals import Interrupted, Signals
@@ -176,8 +177,9 @@ class Run:
     def step_on(self, raw: RawBatch) -> Report:
         """One optimizer step on this rank's share of a global batch."""
         config = self.config
-        weights = {name: config.weight(name, self.epochs_done) for name in self.ensemble.objectives}
-        rate = self.schedule(self.progress)
+        epochs = self.epochs_done
+        weights = {name: config.weight(name, epochs) for name in self.ensemble.objectives}
+        rate = self.schedule(epochs / config.epochs)
         set_learning_rate(self.optimizer, rate, config.optim.lr)
         self.optimizer.zero_grad(set_to_none=True)
         outputs = [self._backward(micro) for micro in self._microbatches(raw, weights)]
@@ -220,7 +222,8 @@ class Run:
                 output = self.module(micro)
             if output.total.requires_grad:
                 with sound_backward(self.device, self.config.device.precision):
-                    self.scaler.scale(output.total / micro.pieces).backward()
+                    share = output.total / micro.pieces if micro.pieces > 1 else output.total
+                    self.scaler.scale(share).backward()
         return output
 
     def _update(self) -> Tensor | None:
@@ -242,13 +245,12 @@ class Run:
         if world_size() > 1:
             average(statistic for norm in self.ensemble.norms for statistic in (norm.running_mean, norm.running_var))
 
-    def _batches(self) -> list[list[Any]]:
+    def _batches(self) -> Batches:
         """This rank's contiguous share of each global batch that is still to come."""
         size = self.config.batch_size
         share = size // world_size()
-        visits = visits_of(self.order, self.epoch)
-        starts = range(self.position * size, len(visits) - size + 1, size)
-        return [visits[start + rank() * share : start + (rank() + 1) * share] for start in starts]
+        starts = range(self.position * size + rank() * share, len(self.order) - size + rank() * share + 1, size)
+        return Batches(visits_of(self.order, self.epoch), starts, share)
 
     def _announce(self, moment: str, **told: Any) -> None:
         """Tell every plugin; what it draws then depends on the moment alone, and is the same on every rank."""

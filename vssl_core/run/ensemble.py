@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +38,8 @@ class WeightedSum(Combiner):
 
     def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: tuple[Tensor, ...]) -> Tensor:
         """The total, a scalar."""
-        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        weighted = [loss if weights[name] == 1 else weights[name] * loss for name, loss in losses.items()]
+        return add(weighted)
 
 
 class Objectives(nn.Module):
@@ -105,6 +105,7 @@ class Ensemble(nn.Module):
         self.forwards = 0  # of the backbone, ever: counted for `--dry-run`
         self._unreached: set[nn.Parameter] | None = None  # several ranks: what no term in force reached in this step
         self._norms: list[nn.Module] | None = None
+        self._readers: dict[str, list[tuple[str, int, int]]] = {}  # slots by objective: the plan does not change
 
     @property
     def norms(self) -> list:
@@ -117,14 +118,16 @@ class Ensemble(nn.Module):
         """The weighted loss of one microbatch."""
         views = [[self._view(clip) for clip in group] for group in step.clips]
         before, output, sums = self.forwards, StepOutput(step.index.new_zeros((), dtype=torch.float32)), {}
-        for name in (name for name in self.objectives if step.weights[name] > 0):
+        active = {name: step.weights[name] > 0 for name in self.objectives}
+        for name in (name for name, counts in active.items() if counts):
             terms = self._ask(name, step, views)
             if terms.losses:
-                sums[name] = torch.stack([loss.float() for loss in terms.losses.values()]).sum()
+                sums[name] = add([loss.float() for loss in terms.losses.values()])
             _record(output, name, terms)
-        with torch.no_grad(), still(self.norms):  # weight 0: evaluated and logged, and nothing moves
-            for name in (name for name in self.objectives if step.weights[name] <= 0):
-                _record(output, name, self._ask(name, step, views))
+        if not all(active.values()):
+            with torch.no_grad(), still(self.norms):  # weight 0: evaluated and logged, and nothing moves
+                for name in (name for name, counts in active.items() if not counts):
+                    _record(output, name, self._ask(name, step, views))
         if sums:
             output.total = self._combine(sums, step, views)
         if world_size() > 1 and torch.is_grad_enabled():
@@ -145,10 +148,7 @@ class Ensemble(nn.Module):
         return Features(lambda: stages)
 
     def _ask(self, name: str, step: StepInput, views: list[list[View]]) -> Terms:
-        slots = {}
-        for slot in self._slots(name):
-            group, count = self.plan.find(f"{name}/{slot}")
-            slots[slot] = tuple(views[group][:count])
+        slots = {slot: tuple(views[group][:count]) for slot, group, count in self._slots(name)}
         batch = Batch(
             name, slots, step.index, step.samples,
             epoch=step.epoch, progress=step.progress, encode=self._encode_privately,
@@ -164,13 +164,12 @@ class Ensemble(nn.Module):
         _check_finite(name, terms, step.step + 1, slots)
         return terms
 
-    def _slots(self, name: str) -> list[str]:
-        return [
-            slot.partition("/")[2]
-            for group in self.plan.groups
-            for slot in group.members
-            if slot.rsplit("/", 1)[0] == name
-        ]
+    def _slots(self, name: str) -> list[tuple[str, int, int]]:
+        """The objective's slots, each with the number of its group and how many of its clips it reads."""
+        if name not in self._readers:
+            members = [slot for group in self.plan.groups for slot in group.members if slot.rsplit("/", 1)[0] == name]
+            self._readers[name] = [(slot.partition("/")[2], *self.plan.find(slot)) for slot in members]
+        return self._readers[name]
 
     def _combine(self, sums: Mapping[str, Tensor], step: StepInput, views: list[list[View]]) -> Tensor:
         features = (view.features for group in views for view in group)
@@ -228,6 +227,11 @@ def _reached(total: Tensor) -> set[Tensor]:
             leaves.add(node.variable)
         open_nodes.extend(following for following, _ in node.next_functions)
     return leaves
+
+
+def add(scalars: Sequence[Tensor]) -> Tensor:
+    """Their sum; one alone is handed through, since each operation on a scalar costs as much as on many."""
+    return scalars[0] if len(scalars) == 1 else torch.stack(list(scalars)).sum()
 
 
 def _record(output: StepOutput, name: str, terms: Terms) -> None:
@@ -289,30 +293,6 @@ def check_finite(values: Mapping[str, Tensor], step: int) -> None:
         return
     bad = (~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))).tolist()
     if any(bad):
-        named = [f"{name} = {float(value)}" for (name, value), no in zip(values.items(), bad, strict=True) if no]
+        named = [f"{name} = {value.detach().item()}" for (name, value), no in zip(values.items(), bad, strict=True) if no]
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise NonFiniteError(f"step {step}: {', '.join(named[:5])}{more}; {ADVICE}")
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
-    """The precision that forwards run in."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, precision))
-
-
-@contextmanager
-def sound_backward(device: torch.device, precision: str) -> Iterator[None]:
-    """Where gradients are computed: on a CPU, bfloat16 goes without oneDNN.
-
-    Its weight gradients of 3D convolutions read and write past their memory where a clip is as short as two frames
-    (torch 2.13, oneDNN 3.12, CPUs with AVX-512): not a number in some steps, a crash in others.
-    """
-    if device.type != "cpu" or precision != "bfloat16":
-        yield
-        return
-    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before

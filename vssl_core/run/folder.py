@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vssl_core.config import RunConfig, build, differences, read_yaml, to_tree, to_yaml
+from vssl_core.config import RunConfig, build, differences, from_yaml, read_yaml, to_tree, to_yaml
 from vssl_core.data.sources import Splits
 from vssl_core.distributed import rank
 from vssl_core.errors import CheckpointError, ConfigError
@@ -56,7 +54,7 @@ def _saved(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     if CONFIG in names:
         _refuse_another(folder, to_tree(read_run(folder)), config)
     elif state is not None:
-        _refuse_another(folder, yaml.safe_load(state["config"]), config)
+        _refuse_another(folder, from_yaml(state["config"], str(folder / checkpoint.NAME)), config)
     elif names:
         raise ConfigError(f"--run {folder}: is not empty and holds no run (it has {min(names)}); choose another folder")
     return state

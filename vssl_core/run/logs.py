@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vssl_core.distributed import rank
 from vssl_core.hookspecs import hookimpl
-from vssl_core.run.files import write_atomically
+from vssl_core.run.files import explained, write_atomically
 
 if TYPE_CHECKING:
     from vssl_core.run.engine import Run
@@ -28,15 +28,17 @@ class MetricsFile:
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= run.step]
             write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        with explained(self.path):
+            self.file = open(self.path, "ab", buffering=0)  # a line that could not be written is not tried again at the end
 
     @hookimpl
     def vssl_step_end(self, run: Run, report: Report) -> None:
         """Write a line; a number that is not finite is left out, since JSON has none."""
         if run.logs_now:
             values = {name: value for name, value in report.numbers.items() if math.isfinite(value)}
-            self.file.write(json.dumps({"step": report.step, "epoch": report.epoch, **values}, allow_nan=False) + "\n")
-            self.file.flush()
+            line = json.dumps({"step": report.step, "epoch": report.epoch, **values}, allow_nan=False)
+            with explained(self.path):
+                self.file.write(f"{line}\n".encode())
 
     @hookimpl
     def vssl_run_end(self) -> None:
@@ -83,11 +85,11 @@ class Progress:
     """The bar on the console: epochs, rate, share of time spent waiting for data, and every term; a table at the end."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from rich import get_console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self.console = Console()
+        self.console = get_console()  # the shared one: bars of other rooms then stand below this one
         self.bar = Bar(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -156,10 +158,10 @@ class Progress:
 
 
 def observers(folder: Path, tensorboard: bool) -> dict[str, Any]:
-    """The engine's own observers, for rank 0; none on the others."""
+    """The engine's own observers, for rank 0, by names that no plugin can have; none on the others."""
     if rank() != 0:
         return {}
-    found: dict[str, Any] = {"metrics file": MetricsFile(folder / "metrics.jsonl"), "progress": Progress()}
+    found: dict[str, Any] = {"vssl/metrics": MetricsFile(folder / "metrics.jsonl"), "vssl/progress": Progress()}
     if tensorboard:
-        found["tensorboard"] = TensorBoard(folder / "tensorboard")
+        found["vssl/tensorboard"] = TensorBoard(folder / "tensorboard")
     return found

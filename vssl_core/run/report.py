@@ -67,6 +67,7 @@ def merge(outputs: Sequence[StepOutput], index: Tensor, over_ranks: bool) -> Mer
     metrics = {name: _mean([output.metrics[name] for output in outputs]) for name in first.metrics}
     loss = _mean([output.total.detach().float() for output in outputs])
     if over_ranks:
+        loss, losses, metrics = loss.clone(), _copies(losses), _copies(metrics)  # a plugin may hold on to its own
         average([loss, *losses.values(), *metrics.values()])
     kept = {
         name: gather_kept({key: torch.cat([output.kept[name][key] for output in outputs]) for key in rows})
@@ -76,7 +77,11 @@ def merge(outputs: Sequence[StepOutput], index: Tensor, over_ranks: bool) -> Mer
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0].clone()
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+
+
+def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in values.items()}
 
 
 def _refuse_other_terms(first: StepOutput, other: StepOutput) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vssl_core.config import RunConfig, build
+from vssl_core.config import RunConfig, build_options
 from vssl_core.objective import Evaluation, ExtractedFeatures, Needs, Result, SplitFeatures
 from vssl_core.plugins import Plugin, new_manager
 from vssl_core.run.build import context_of, make_backbone
@@ -31,7 +31,7 @@ class Examination:
     def build(self) -> Evaluation:
         """A fresh one."""
         assert self.plugin.evaluation is not None
-        config = build(self.plugin.evaluation.Config, self.options, f"plugins.{self.plugin.name}")  # type: ignore[attr-defined]
+        config = build_options(self.plugin.evaluation.Config, self.options, self.plugin.name)  # type: ignore[attr-defined]
         return self.plugin.evaluation(config, self.context)
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from vssl_core.config import build, to_tree
+from vssl_core.config import build_options, to_tree
 from vssl_core.errors import ConfigError
 from vssl_core.objective import PluginConfig
 from vssl_core.plugins import Plugin
@@ -24,10 +24,10 @@ def config_of(plugin: Plugin) -> type[PluginConfig]:
 
 def defaults(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
     """The plugin works with what is chosen, and its options survive the run's config.yaml."""
-    config = build(config_of(plugin), chosen, f"plugins.{plugin.name}")  # a ConfigError says what is wrong
+    config = build_options(config_of(plugin), chosen, plugin.name)  # a ConfigError says what is wrong
     written = to_tree(config)
     try:
-        read = build(config_of(plugin), written, f"plugins.{plugin.name}")
+        read = build_options(config_of(plugin), written, plugin.name)
     except ConfigError as error:
         return (
             f"its own options are refused when they are read back from config.yaml ({error}); "
@@ -53,7 +53,7 @@ def unknown(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:
                 f"{model.__qualname__} can be changed after it was checked; keep frozen=True of vssl_core.PluginConfig"
             )
     try:
-        build(config, {**chosen, "no_such_option": 1}, f"plugins.{plugin.name}")
+        build_options(config, {**chosen, "no_such_option": 1}, plugin.name)
     except ConfigError:
         return None
     return (

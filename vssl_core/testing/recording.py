@@ -61,8 +61,8 @@ def record(job: Job) -> Recording:
     """Train to the end with the real engine, and watch; what the run raises is raised."""
     chosen = with_stand_ins(choose(RunConfig.model_validate(job.config)), job.stand_ins)
     run = open_run(chosen, videos.splits(Path(job.videos), tuple(job.rows)), Path(job.folder))
-    if run.manager.has_plugin("progress"):  # nobody watches
-        run.manager.unregister(name="progress")
+    if run.manager.has_plugin("vssl/progress"):  # nobody watches
+        run.manager.unregister(name="vssl/progress")
     if job.exact:
         smooth(run.ensemble)
     witness = Witness(run)

@@ -96,7 +96,7 @@ def test_its_gradient_is_the_numeric_one():
 
 @pytest.mark.parametrize("clips", [2, 3])
 def test_forward_is_the_mean_over_pairs(clips):
-    objective = build(clips=clips, hidden=10, projection=4, redundancy=0.3)
+    objective = build(clips=clips, hidden=10, projection=4, redundancy=0.3, scale=1.0)
     views = maps(clips)
     with torch.no_grad():
         projected = [objective.projector(view.mean(dim=(2, 3, 4))).tolist() for view in views]
@@ -107,11 +107,18 @@ def test_forward_is_the_mean_over_pairs(clips):
     assert terms.losses["redundancy"].item() == pytest.approx(0.3 * beside, rel=1e-4)
 
 
+def test_the_size_of_the_loss_does_not_grow_with_the_features_unless_told():
+    views, losses = maps(), {}
+    for scale in (None, 1.0, 0.25):
+        losses[scale] = sum(build(hidden=10, projection=8, scale=scale)(batch_of(views)).losses.values()).item()
+    assert losses[1.0] == pytest.approx(8 * losses[None]) == pytest.approx(4 * losses[0.25])
+
+
 def test_rows_that_are_all_alike_stay_finite():
     objective = build()
     terms = objective(batch_of(torch.ones(2, 4, FEATURES, 1, 1, 1)))
     sum(terms.losses.values()).backward()
-    assert terms.losses["invariance"].item() == pytest.approx(48) and terms.losses["redundancy"] == 0
+    assert terms.losses["invariance"].item() == pytest.approx(1) and terms.losses["redundancy"] == 0
     assert all(p.grad.isfinite().all() for p in objective.parameters())
 
 
@@ -136,7 +143,7 @@ def test_it_reads_clips_of_any_geometry_with_jittered_colours():
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
-@pytest.mark.parametrize("options", [{"redundancy": -1}, {"clips": 1}, {"layers": 0}, {"lambd": 1}])
+@pytest.mark.parametrize("options", [{"redundancy": -1}, {"scale": 0}, {"clips": 1}, {"layers": 0}, {"lambd": 1}])
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):
         BarlowTwins.Config(**options)

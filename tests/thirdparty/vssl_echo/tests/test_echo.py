@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from vssl_echo.objective import Echo
 
 from vssl_core.testing import check_plugin
+from vssl_echo.objective import Echo
 
 
 @pytest.mark.parametrize("options", [{}, {"moments": 1, "momentum": 0.0}])

@@ -1,0 +1,32 @@
+"""The numbers that a step computes in: autocast for the forward, and a backward that is right where they are short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
+    """The precision that forwards run in."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+@contextmanager
+def sound_backward(device: torch.device, precision: str) -> Iterator[None]:
+    """Where gradients are computed: on a CPU, bfloat16 goes without oneDNN.
+
+    Its weight gradients of 3D convolutions read and write past their memory where a clip is as short as two frames
+    (torch 2.13, oneDNN 3.12, CPUs with AVX-512): not a number in some steps, a crash in others.
+    """
+    if device.type != "cpu" or precision != "bfloat16":
+        yield
+        return
+    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
