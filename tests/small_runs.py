@@ -95,7 +95,9 @@ def settings(plugins: Mapping[str, Mapping[str, Any]], **changes: Any) -> RunCon
     return RunConfig.model_validate(tree)
 
 
-def open_small(folder: Path, plugins: Mapping[str, Any], *, videos: Splits | None = None, options: Any = None, **changes: Any) -> Run:
+def open_small(
+    folder: Path, plugins: Mapping[str, Any], *, videos: Splits | None = None, options: Any = None, **changes: Any
+) -> Run:
     """A run in `folder`, new or resumed, that trains these plugins.
 
     A plugin is an Objective or Combiner class, an observer (any object with hooks), or None for one that is installed.
@@ -106,7 +108,9 @@ def open_small(folder: Path, plugins: Mapping[str, Any], *, videos: Splits | Non
     manager = new_manager()
     loaded: dict[str, Plugin] = {}
     for name, what in plugins.items():
-        loaded[name] = load([name], manager)[1][name] if what is None else register(manager, name, offer(what), f"plugin '{name}'")
+        loaded[name] = (
+            load([name], manager)[1][name] if what is None else register(manager, name, offer(what), f"plugin '{name}'")
+        )
     run = open_run(choose(config, (manager, loaded)), videos or splits(), folder)
     if run.manager.has_plugin("vssl/progress"):  # nobody watches
         run.manager.unregister(name="vssl/progress")

@@ -1,10 +1,14 @@
-"""The contracts carry what is still to come: a miniature objective for each unusual need, trained, resumed, and on two ranks.
+"""The contracts carry what is still to come: a miniature objective for each unusual need, trained, resumed, and on
+two ranks.
 
 The file is also the program that each of the two processes runs.
 """
 
 from __future__ import annotations
 
+import atexit
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +35,8 @@ RANK_STEPS = 2  # what moved after the first step is used in the second
 BROKEN_AT = 4  # in the second epoch, between its steps
 SETTINGS: dict[str, Any] = {
     "device": {"kind": "cpu", "sync_batch_norm": True},
-    "clip": {"frames": 4, "size": 32},  # and small steps: batch norm of four tiny maps multiplies rounding errors by hundreds
+    # And small steps: batch norm of four tiny maps multiplies rounding errors by hundreds
+    "clip": {"frames": 4, "size": 32},
     "optim": {"lr": 3e-4},
 }
 
@@ -88,6 +93,7 @@ class Bank(Objective):
         super().__init__(config, context)
         self.register_buffer("rows", F.normalize(torch.randn(context.videos, context.feature_dim), dim=1))
         self.register_buffer("seen", torch.zeros(context.videos, dtype=torch.long))
+        self.register_buffer("drawn", torch.zeros(3, dtype=torch.float64))
 
     def requests(self) -> Mapping[str, Request]:
         return {"clip": Request(appearance=ANY)}
@@ -103,6 +109,7 @@ class Bank(Objective):
         for video, row in zip(report.index.tolist(), kept, strict=True):  # a video may come twice in a step
             self.rows[video] = F.normalize(0.5 * self.rows[video] + 0.5 * row, dim=0)
             self.seen[video] += 1
+        self.drawn.copy_(torch.tensor([torch.rand(()), np.random.random(), random.random()]))  # all are resumed
 
 
 class Clusters(Objective):
@@ -134,7 +141,9 @@ def nearest_of_three(rows: Tensor) -> Tensor:
     centres = rows[torch.randperm(len(rows))[:3]]  # (3, D)
     for _ in range(5):
         labels = torch.cdist(rows, centres).argmin(dim=1)
-        centres = torch.stack([rows[labels == label].mean(dim=0) if (labels == label).any() else centres[label] for label in range(3)])
+        centres = torch.stack(
+            [rows[labels == label].mean(dim=0) if (labels == label).any() else centres[label] for label in range(3)]
+        )
     return labels
 
 
@@ -154,9 +163,12 @@ class Levels(Objective):
         (view,) = batch["clip"]
         mirrored = view.windows.flip.float()
         pooled = {stage: view.features.stages[stage].mean(dim=(2, 3, 4)) for stage in self.STAGES}
-        return Terms({
-            stage: F.binary_cross_entropy_with_logits(self.heads[stage](pooled[stage]).squeeze(1), mirrored) for stage in self.STAGES
-        })
+        return Terms(
+            {
+                stage: F.binary_cross_entropy_with_logits(self.heads[stage](pooled[stage]).squeeze(1), mirrored)
+                for stage in self.STAGES
+            }
+        )
 
 
 class Curriculum(Bank):
@@ -184,7 +196,9 @@ class Three(Objective):
         assert torch.equal(overview.windows.stride, 2 * first.windows.stride)
         pairs = [torch.cat([half.features.vector, overview.features.vector], dim=1) for half in (first, second)]
         logits = self.head(torch.cat(pairs)).squeeze(1)  # (2B,)
-        return Terms({"half": F.binary_cross_entropy_with_logits(logits, torch.arange(2).repeat_interleave(len(batch)).float())})
+        return Terms(
+            {"half": F.binary_cross_entropy_with_logits(logits, torch.arange(2).repeat_interleave(len(batch)).float())}
+        )
 
 
 class Two(Objective):
@@ -233,7 +247,10 @@ class Recorder(Watch):
 
 
 def opened(case: str, folder: Path, **observers: Any) -> Run:
-    """A run of the case, new or resumed; its net is smooth, since a ReLU turns a rounding error into a jump of the gradient."""
+    """A run of the case, new or resumed.
+
+    Its net is smooth, since a ReLU turns a rounding error into a jump of the gradient.
+    """
     run = open_small(folder, {**CASES[case], **observers}, **SETTINGS)
     for parent in list(run.backbone.modules()):
         for name, child in parent.named_children():
@@ -243,19 +260,21 @@ def opened(case: str, folder: Path, **observers: Any) -> Run:
 
 
 @cache
-def unbroken(case: str) -> tuple[Run, Recorder]:
-    """The case, trained to the end in one go."""
+def unbroken(case: str) -> tuple[Run, Recorder, dict[str, Any]]:
+    """The case, trained to the end in one go: the run, what was heard, and its state, generators included."""
+    folder = Path(tempfile.mkdtemp(prefix="vssl-contract-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     seed_process(0)
     recorder = Recorder()
-    run = opened(case, Path(tempfile.mkdtemp(prefix="vssl-contract-")), recorder=recorder, stop=StopAt(-1))
+    run = opened(case, folder, recorder=recorder, stop=StopAt(-1))
     run.train()
-    return run, recorder
+    return run, recorder, run.state()
 
 
 @every_case
 def test_it_trains(case: str) -> None:
     """Every loss is there in every step, and every parameter that it should move has moved."""
-    run, recorder = unbroken(case)
+    run, recorder, _ = unbroken(case)
     assert len(recorder.losses) == run.step == 2 * STEPS
     assert all(set(losses) == set(recorder.losses[0]) for losses in recorder.losses)
     trained = {name for name, parameter in run.ensemble.named_parameters() if parameter.requires_grad}
@@ -266,7 +285,7 @@ def test_it_trains(case: str) -> None:
 @every_case
 def test_it_resumes_in_the_middle_of_an_epoch(case: str, tmp_path: Path) -> None:
     """State and further losses are those of the unbroken run, bit for bit."""
-    whole, expected = unbroken(case)
+    _, expected, whole = unbroken(case)
     seed_process(0)
     with pytest.raises(Stop):
         opened(case, tmp_path, recorder=Recorder(), stop=StopAt(BROKEN_AT)).train()
@@ -276,7 +295,7 @@ def test_it_resumes_in_the_middle_of_an_epoch(case: str, tmp_path: Path) -> None
     assert run.step == BROKEN_AT and run.position > 0
     run.train()
     assert rest.losses == expected.losses[BROKEN_AT:]
-    assert_equal(run.state(), whole.state())
+    assert_equal(run.state(), whole)
 
 
 class Peek:
@@ -340,7 +359,7 @@ def test_clusters_are_found_once_in_each_epoch() -> None:
 
 def test_an_own_order_is_followed(tmp_path: Path) -> None:
     """Its length decides the steps, and a video that comes again is cut elsewhere."""
-    run, recorder = unbroken("order")
+    run, recorder, _ = unbroken("order")
     orders = [report.index.tolist() for report in recorder.reports]
     assert sum(orders[:2], []) == Curriculum.ORDERS[0] and sum(orders[2:], []) == Curriculum.ORDERS[1]
     peek = Peek("curriculum")
@@ -353,7 +372,7 @@ def test_an_own_order_is_followed(tmp_path: Path) -> None:
 
 def test_a_neighbour_reads_two_of_three_clips() -> None:
     """They share one group: three forwards in a step."""
-    run, _ = unbroken("three-and-two")
+    run, *_ = unbroken("three-and-two")
     assert [dict(group.members) for group in run.plan.groups] == [{"three/span": 3, "two/pair": 2}]
     assert run.ensemble.forwards == 3 * run.step
 
@@ -363,8 +382,11 @@ def test_a_neighbour_reads_two_of_three_clips() -> None:
 
 @every_case
 def test_two_ranks_equal_one(case: str, two_ranks: dict[str, Any]) -> None:
-    """Losses, averaged gradients, buffers and kept rows of the first steps, within 1e-4; and both ranks hold the same."""
-    _, recorder = unbroken(case)
+    """Losses, averaged gradients, buffers and kept rows of the first steps, within 1e-4.
+
+    And both ranks hold the same.
+    """
+    _, recorder, _ = unbroken(case)
     ranks = [two_ranks[f"{case}.{rank}"] for rank in range(RANKS)]
     assert_equal(ranks[0]["buffers"], ranks[1]["buffers"])
     assert_equal(ranks[0]["kept"], ranks[1]["kept"])
@@ -382,7 +404,9 @@ def close(left: Mapping[str, Any], right: Mapping[str, Any], where: str) -> None
     for name, value in right.items():
         wanted, got = torch.as_tensor(value), torch.as_tensor(left[name])
         scale = float(wanted.abs().max())
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * scale + 1e-7, msg=lambda text, name=name: f"{where}, {name}: {text}")
+        torch.testing.assert_close(
+            got, wanted, rtol=1e-4, atol=1e-4 * scale + 1e-7, msg=lambda text, name=name: f"{where}, {name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +414,10 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
     """{'case.rank': what it recorded} of all cases, trained by one pair of processes."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, __file__, str(folder), str(videos_folder())]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(RANKS)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(RANKS)
+    ]
     try:
         outputs = [process.communicate(timeout=280)[0] for process in ranks]
     finally:
@@ -405,8 +432,11 @@ def as_rank(folder: Path, videos: Path, number: int) -> None:
     import small_runs
 
     small_runs.videos_folder = lambda: videos
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=RANKS, timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=RANKS, timeout=timedelta(seconds=120)
+    )
     for case in CASES:
+        seed_process(0)
         recorder = Recorder()
         run = opened(case, folder / case, recorder=recorder, stop=StopAt(RANK_STEPS, save=False))
         try:
@@ -414,10 +444,16 @@ def as_rank(folder: Path, videos: Path, number: int) -> None:
         except Stop:
             pass
         reports = recorder.reports
-        torch.save({
-            "losses": recorder.losses, "gradients": recorder.gradients, "buffers": dict(run.ensemble.named_buffers()),
-            "index": [report.index for report in reports], "kept": [dict(report.kept) for report in reports],
-        }, folder / f"{case}.{number}.pt")
+        torch.save(
+            {
+                "losses": recorder.losses,
+                "gradients": recorder.gradients,
+                "buffers": dict(run.ensemble.named_buffers()),
+                "index": [report.index for report in reports],
+                "kept": [dict(report.kept) for report in reports],
+            },
+            folder / f"{case}.{number}.pt",
+        )
     dist.destroy_process_group()
 
 

@@ -1,4 +1,7 @@
-"""The engine: what neighbours may do to each other, what a step does to the weights, what is announced, and what is written."""
+"""The engine.
+
+What neighbours may do to each other, what a step does to the weights, what is announced, and what is written.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,40 @@ import numpy as np
 import pytest
 import torch
 from small_runs import (
-    BATCH, STEPS, VIDEOS, Colour, Stop, StopAt, Watch, assert_equal, open_small, train, weights, with_broken,
+    BATCH,
+    STEPS,
+    VIDEOS,
+    Colour,
+    Stop,
+    StopAt,
+    Watch,
+    assert_equal,
+    open_small,
+    train,
+    weights,
+    with_broken,
 )
 from torch import Tensor, nn
 
 from vssl_core import (
-    ANY, Appearance, Batch, Combiner, ConfigError, Context, Objective, ParameterGroup, PluginConfig, PluginError, Request, Run,
-    Strides, Terms, hookimpl,
+    ANY,
+    Appearance,
+    Batch,
+    Combiner,
+    ConfigError,
+    Context,
+    Objective,
+    ParameterGroup,
+    PluginConfig,
+    PluginError,
+    Request,
+    Run,
+    Strides,
+    Terms,
+    hookimpl,
 )
 from vssl_core.run.ensemble import NonFiniteError, ObjectiveError
 from vssl_core.run.weights import WEIGHTS
-
 
 # Objectives with one trait each ---------------------------------------------------------------------------------------
 
@@ -62,7 +88,10 @@ class Noisy(Plain):
 
 
 class Busy(Plain):
-    """A greedy neighbour: batch norm of its own, two clips of other geometry, a private forward, draws of every kind."""
+    """A greedy neighbour.
+
+    Batch norm of its own, two clips of other geometry, a private forward, draws of every kind.
+    """
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
@@ -70,7 +99,11 @@ class Busy(Plain):
         self.register_buffer("steps", torch.zeros(()))
 
     def requests(self) -> Mapping[str, Request]:
-        return {"pair": Request(clips=2, strides=Strides((1, 2, 3)), appearance=Appearance(per="frame"), boxes=ANY, turns=ANY)}
+        return {
+            "pair": Request(
+                clips=2, strides=Strides((1, 2, 3)), appearance=Appearance(per="frame"), boxes=ANY, turns=ANY
+            )
+        }
 
     def forward(self, batch: Batch) -> Terms:
         left, right = batch["pair"]
@@ -85,7 +118,9 @@ class Busy(Plain):
 # Neighbours -----------------------------------------------------------------------------------------------------------
 
 
-def alone_and_beside(tmp_path: Path, weight: float, first: bool = False, **changes: Any) -> tuple[Run, Run, Watch, Watch]:
+def alone_and_beside(
+    tmp_path: Path, weight: float, first: bool = False, **changes: Any
+) -> tuple[Run, Run, Watch, Watch]:
     """Two objectives without and with a third one at this weight."""
     own = {"colour": Colour, "noisy": Noisy}
     more = {"busy": Busy, **own} if first else {**own, "busy": Busy}
@@ -108,15 +143,20 @@ def test_a_neighbour_at_weight_zero_changes_nothing(tmp_path: Path, join: bool, 
     assert_equal(weights(left.backbone), weights(right.backbone))
     for name in ("colour", "noisy"):
         assert_equal(weights(left.objectives[name]), weights(right.objectives[name]))
-        assert_equal(*[
-            {key: value for key, value in run.state()["optimizer"].items() if f".{name}." in key} for run in (left, right)
-        ])
+        assert_equal(
+            *[
+                {key: value for key, value in run.state()["optimizer"].items() if f".{name}." in key}
+                for run in (left, right)
+            ]
+        )
 
 
 def test_the_promise_has_a_counterpart(tmp_path: Path) -> None:
     """At a weight above 0 the same neighbour does change the backbone: the test above can fail."""
     left, right, *_ = alone_and_beside(tmp_path, 0.5, views={"join": False})
-    assert any(not torch.equal(value, right.backbone.state_dict()[name]) for name, value in left.backbone.state_dict().items())
+    assert any(
+        not torch.equal(value, right.backbone.state_dict()[name]) for name, value in left.backbone.state_dict().items()
+    )
 
 
 class Pair(Plain):
@@ -141,7 +181,10 @@ def test_a_neighbour_that_joins_and_asks_for_nothing_new_changes_nothing(tmp_pat
 
 
 def test_weight_zero_is_evaluated_logged_and_heard(tmp_path: Path) -> None:
-    """Its losses are there, its hooks run and its kept rows arrive; its parameters and statistics stay, without gradient."""
+    """Its losses are there, its hooks run and its kept rows arrive.
+
+    Its parameters and statistics stay, without gradient.
+    """
     watch = Watch()
     run = open_small(tmp_path, {"colour": Colour, "busy": Busy, "watch": watch}, weights={"busy": 0.0})
     before = weights(run.objectives["busy"])
@@ -159,18 +202,29 @@ def test_weight_zero_is_evaluated_logged_and_heard(tmp_path: Path) -> None:
 def moments(run: Run, prefix: str) -> list[str]:
     """The parameters below a prefix that the optimizer has moved: those with a moment that is not zero."""
     found = {name: state for name, state in run.state()["optimizer"].items() if name.startswith(prefix)}
-    return [name for name, state in found.items() if any(bool(value.any()) for value in state.values() if isinstance(value, Tensor))]
+    return [
+        name
+        for name, state in found.items()
+        if any(bool(value.any()) for value in state.values() if isinstance(value, Tensor))
+    ]
 
 
 def test_weights_follow_their_schedule(tmp_path: Path) -> None:
     """Nothing before its epoch, then evenly up; the sum is of weight times loss."""
     watch = Watch()
     schedule = {"value": 2.0, "start_epoch": 1, "ramp_epochs": 1}
-    train(tmp_path, {"colour": Colour, "plain": Plain, "watch": watch}, epochs=3, weights={"plain": schedule, "colour": 0.5})
+    train(
+        tmp_path,
+        {"colour": Colour, "plain": Plain, "watch": watch},
+        epochs=3,
+        weights={"plain": schedule, "colour": 0.5},
+    )
     seen = [report.weights["plain"] for report in watch.reports]
     assert seen == pytest.approx([0, 0, 0, 0, 2 / 3, 4 / 3, 2, 2, 2])
     for report, losses in zip(watch.reports, watch.losses, strict=True):
-        assert float(report.loss) == pytest.approx(0.5 * losses["colour/error"] + report.weights["plain"] * losses["plain/size"], rel=1e-5)
+        assert float(report.loss) == pytest.approx(
+            0.5 * losses["colour/error"] + report.weights["plain"] * losses["plain/size"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("epochs", [2, 49])
@@ -209,7 +263,11 @@ class Gradients:
 
     @hookimpl(trylast=True)
     def vssl_backward_end(self, run: Run) -> None:
-        found = {name: parameter.grad.clone() for name, parameter in run.ensemble.named_parameters() if parameter.grad is not None}
+        found = {
+            name: parameter.grad.clone()
+            for name, parameter in run.ensemble.named_parameters()
+            if parameter.grad is not None
+        }
         self.named.append(set(found))
         self.values.append(found)
 
@@ -218,7 +276,11 @@ class Gradients:
 def test_what_no_term_in_force_reaches_is_left_alone(tmp_path: Path, optimizer: str) -> None:
     """No gradient, no moment, no decay, until its term comes into force; then it moves."""
     gradients = Gradients()
-    run = open_small(tmp_path, {"warm": WarmUp, "seen": gradients, "stop": StopAt(STEPS)}, optim={"name": optimizer, "lr": 0.05, "weight_decay": 0.1})
+    run = open_small(
+        tmp_path,
+        {"warm": WarmUp, "seen": gradients, "stop": StopAt(STEPS)},
+        optim={"name": optimizer, "lr": 0.05, "weight_decay": 0.1},
+    )
     before = weights(run.ensemble)
     with pytest.raises(Stop):
         run.train()
@@ -226,8 +288,14 @@ def test_what_no_term_in_force_reaches_is_left_alone(tmp_path: Path, optimizer: 
     assert all(late not in named and "objectives.warm.head.weight" in named for named in gradients.named)
     assert torch.equal(run.ensemble.state_dict()[late], before[late])
     assert not moments(run, late) and moments(run, "objectives.warm.head.weight")
-    assert not torch.equal(run.ensemble.state_dict()["objectives.warm.head.weight"], before["objectives.warm.head.weight"])
-    rest = open_small(tmp_path, {"warm": WarmUp, "seen": gradients, "stop": StopAt(-1)}, optim={"name": optimizer, "lr": 0.05, "weight_decay": 0.1})
+    assert not torch.equal(
+        run.ensemble.state_dict()["objectives.warm.head.weight"], before["objectives.warm.head.weight"]
+    )
+    rest = open_small(
+        tmp_path,
+        {"warm": WarmUp, "seen": gradients, "stop": StopAt(-1)},
+        optim={"name": optimizer, "lr": 0.05, "weight_decay": 0.1},
+    )
     rest.train()
     assert late in gradients.named[-1]
     assert not torch.equal(rest.ensemble.state_dict()[late], before[late])
@@ -249,7 +317,10 @@ def test_what_is_reached_may_change_within_an_epoch(tmp_path: Path) -> None:
     """The head that is in use has the gradient, in every step."""
     gradients = Gradients()
     train(tmp_path, {"flicker": Flicker, "seen": gradients})
-    used = [[head for head in ("head", "other") if f"objectives.flicker.{head}.weight" in named] for named in gradients.named]
+    used = [
+        [head for head in ("head", "other") if f"objectives.flicker.{head}.weight" in named]
+        for named in gradients.named
+    ]
     assert used == [["head"], ["head"], ["other"], ["other"], ["other"], ["other"]]
 
 
@@ -280,7 +351,9 @@ class Keeper(Plain):
 
     def forward(self, batch: Batch) -> Terms:
         rows = batch["clip"][0].clip.flatten(1)[:, :5]
-        return Terms({"size": self.told(batch).square().mean()}, {"mean": rows.mean()}, {"pixels": rows, "index": batch.index})
+        return Terms(
+            {"size": self.told(batch).square().mean()}, {"mean": rows.mean()}, {"pixels": rows, "index": batch.index}
+        )
 
 
 def without_batch_statistics(run: Run) -> Run:
@@ -293,12 +366,19 @@ def without_batch_statistics(run: Run) -> Run:
 
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulated_microbatches_equal_one_batch(tmp_path: Path, pieces: int) -> None:
-    """Where no batch statistics are used: losses, metrics, gradients and weights; kept rows are joined in order, bit for bit."""
+    """Where no batch statistics are used: losses, metrics, gradients and weights.
+
+    Kept rows are joined in order, bit for bit.
+    """
     runs, watches, gradients = [], [], []
     for count in (1, pieces):
         watches.append(Watch())
         gradients.append(Gradients())
-        run = open_small(tmp_path / str(count), {"keeper": Keeper, "watch": watches[-1], "seen": gradients[-1]}, optim={"lr": 0.01, "accumulate": count})
+        run = open_small(
+            tmp_path / str(count),
+            {"keeper": Keeper, "watch": watches[-1], "seen": gradients[-1]},
+            optim={"lr": 0.01, "accumulate": count},
+        )
         without_batch_statistics(run).train()
         runs.append(run)
     for whole, split in zip(watches[0].reports, watches[1].reports, strict=True):
@@ -331,8 +411,11 @@ def test_a_term_that_depends_on_the_clips_is_named(tmp_path: Path) -> None:
 def test_gradients_are_clipped_after_they_were_announced(tmp_path: Path) -> None:
     """The norm that is reported is the one before clipping; the step is that of the clipped gradient."""
     gradients, watch = Gradients(), Watch()
-    run = open_small(tmp_path, {"colour": Colour, "seen": gradients, "watch": watch, "stop": StopAt(1)},
-                     optim={"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0, "schedule": "constant"})
+    run = open_small(
+        tmp_path,
+        {"colour": Colour, "seen": gradients, "watch": watch, "stop": StopAt(1)},
+        optim={"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0, "schedule": "constant"},
+    )
     before = weights(run.ensemble)
     with pytest.raises(Stop):
         run.train()
@@ -340,7 +423,9 @@ def test_gradients_are_clipped_after_they_were_announced(tmp_path: Path) -> None
     assert norm > 0.01
     assert watch.reports[0].numbers["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)
     for name, gradient in gradients.values[0].items():
-        torch.testing.assert_close(run.ensemble.state_dict()[name], before[name] - gradient * 0.01 / norm, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            run.ensemble.state_dict()[name], before[name] - gradient * 0.01 / norm, rtol=1e-4, atol=1e-6
+        )
 
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
@@ -367,8 +452,9 @@ class Grouped(Plain):
 def test_parameter_groups_are_trained_their_own_way(tmp_path: Path) -> None:
     """Scaled rate, own decay, a rate that does not fall; beside the run's own cosine."""
     watch = Watch()
-    run = open_small(tmp_path, {"grouped": Grouped, "watch": watch},
-                     optim={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.25})
+    run = open_small(
+        tmp_path, {"grouped": Grouped, "watch": watch}, optim={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.25}
+    )
     run.train()
     rates = [0.1 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     assert [report.learning_rate for report in watch.reports] == pytest.approx(rates, rel=1e-5)
@@ -380,10 +466,13 @@ def test_parameter_groups_are_trained_their_own_way(tmp_path: Path) -> None:
     torch.testing.assert_close(run.objectives["grouped"].steady.detach(), steady)
 
 
-@pytest.mark.parametrize(("groups", "told"), [
-    (lambda self: [ParameterGroup([self.fast]), ParameterGroup([self.fast])], "twice"),
-    (lambda self: [ParameterGroup([nn.Parameter(torch.ones(1))])], "not trained in this run"),
-])
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        (lambda self: [ParameterGroup([self.fast]), ParameterGroup([self.fast])], "twice"),
+        (lambda self: [ParameterGroup([nn.Parameter(torch.ones(1))])], "not trained in this run"),
+    ],
+)
 def test_wrong_parameter_groups_are_named(tmp_path: Path, groups: Any, told: str) -> None:
     """With the plugin's name."""
     wrong = type("Wrong", (Grouped,), {"parameter_groups": groups})
@@ -391,13 +480,25 @@ def test_wrong_parameter_groups_are_named(tmp_path: Path, groups: Any, told: str
         open_small(tmp_path, {"wrong": wrong})
 
 
-@pytest.mark.parametrize(("optim", "expected"), [
-    ({"schedule": "constant"}, lambda epoch: 0.1),
-    ({"schedule": "steps", "milestones": [1, 3], "gamma": 0.1}, lambda epoch: 0.1 * 0.1 ** ((epoch >= 1) + (epoch >= 3))),
-    ({"schedule": "cosine", "final_lr": 0.02}, lambda epoch: 0.02 + 0.08 * 0.5 * (1 + math.cos(math.pi * epoch / 4))),
-    ({"warmup_epochs": 1.0, "warmup_lr": 0.01},
-     lambda epoch: 0.01 + 0.09 * epoch if epoch < 1 else 0.1 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 3))),
-], ids=["constant", "steps", "cosine", "warm-up"])
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        ({"schedule": "constant"}, lambda epoch: 0.1),
+        (
+            {"schedule": "steps", "milestones": [1, 3], "gamma": 0.1},
+            lambda epoch: 0.1 * 0.1 ** ((epoch >= 1) + (epoch >= 3)),
+        ),
+        (
+            {"schedule": "cosine", "final_lr": 0.02},
+            lambda epoch: 0.02 + 0.08 * 0.5 * (1 + math.cos(math.pi * epoch / 4)),
+        ),
+        (
+            {"warmup_epochs": 1.0, "warmup_lr": 0.01},
+            lambda epoch: 0.01 + 0.09 * epoch if epoch < 1 else 0.1 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 3)),
+        ),
+    ],
+    ids=["constant", "steps", "cosine", "warm-up"],
+)
 def test_the_learning_rate_follows_its_schedule(tmp_path: Path, optim: dict[str, Any], expected: Any) -> None:
     """Step by step."""
     watch = Watch()
@@ -460,11 +561,18 @@ class Loudest(Combiner):
 
 
 def test_a_combiner_decides_what_is_differentiated(tmp_path: Path) -> None:
-    """It is told sums, weights and the shared maps, its own parameters are trained and saved, weight 0 is not shown to it."""
+    """It is told sums, weights and shared maps, its parameters are trained and saved, weight 0 is not shown to it."""
     gradients, watch = Gradients(), Watch()
     plugins = {"colour": Colour, "plain": Plain, "pair": Pair, "loudest": Loudest, "seen": gradients, "watch": watch}
-    run = train(tmp_path, plugins, combine={"name": "loudest"}, weights={"pair": 0, "plain": 100.0},
-                options={"loudest": {"factor": 3.0}}, views={"join": False}, optim={"lr": 1e-5})
+    run = train(
+        tmp_path,
+        plugins,
+        combine={"name": "loudest"},
+        weights={"pair": 0, "plain": 100.0},
+        options={"loudest": {"factor": 3.0}},
+        views={"join": False},
+        optim={"lr": 1e-5},
+    )
     given = run.ensemble.combiner.given[0]
     assert given[0] == {"colour", "plain"} and given[1]["plain"] == 100.0
     assert len(given[2]) == 2  # the clips of colour and plain stand apart; pair was evaluated without gradient
@@ -482,7 +590,9 @@ def test_a_combiner_must_be_used_and_must_combine(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="combine.name: 'colour' is not a chosen plugin that offers a combiner"):
         open_small(tmp_path / "none", {"colour": Colour}, combine={"name": "colour"})
     broken = type("Broken", (Loudest,), {"forward": lambda self, losses, weights, shared: torch.ones(2)})
-    with pytest.raises(ObjectiveError, match=r"combiner Broken: must give a scalar that depends on the losses, got \(2,\)"):
+    with pytest.raises(
+        ObjectiveError, match=r"combiner Broken: must give a scalar that depends on the losses, got \(2,\)"
+    ):
         train(tmp_path / "broken", {"colour": Colour, "broken": broken}, combine={"name": "broken"})
 
 
@@ -498,25 +608,43 @@ def raising(self: Any, told: Tensor) -> Terms:
     raise KeyError("left")
 
 
-@pytest.mark.parametrize(("value", "told"), [
-    (raising, "KeyError: 'left'"),
-    (lambda self, told: told.mean(), "forward must return vssl_core.Terms, got Tensor"),
-    (lambda self, told: Terms({"size": told}), r"loss 'size' must be a scalar tensor, got shape \(4, 3\)"),
-    (lambda self, told: Terms({"size": 1.0}), "loss 'size' must be a scalar tensor, got float"),
-    (lambda self, told: Terms({"size": told.detach().mean()}), "loss 'size' is detached"),
-    (lambda self, told: Terms({"size": told.mean()}, {"size": told.mean()}), "metric 'size' has the name of a loss"),
-    (lambda self, told: Terms({"size": told.mean()}, {"all": told}), r"metric 'all' must be one number, got shape \(4, 3\)"),
-    (lambda self, told: Terms({"size": told.mean()}, keep={"rows": told[:2]}), r"keep 'rows' must have a row for each of the 4 videos, got shape \(2, 3\)"),
-])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (raising, "KeyError: 'left'"),
+        (lambda self, told: told.mean(), "forward must return vssl_core.Terms, got Tensor"),
+        (lambda self, told: Terms({"size": told}), r"loss 'size' must be a scalar tensor, got shape \(4, 3\)"),
+        (lambda self, told: Terms({"size": 1.0}), "loss 'size' must be a scalar tensor, got float"),
+        (lambda self, told: Terms({"size": told.detach().mean()}), "loss 'size' is detached"),
+        (
+            lambda self, told: Terms({"size": told.mean()}, {"size": told.mean()}),
+            "metric 'size' has the name of a loss",
+        ),
+        (
+            lambda self, told: Terms({"size": told.mean()}, {"all": told}),
+            r"metric 'all' must be one number, got shape \(4, 3\)",
+        ),
+        (
+            lambda self, told: Terms({"size": told.mean()}, keep={"rows": told[:2]}),
+            r"keep 'rows' must have a row for each of the 4 videos, got shape \(2, 3\)",
+        ),
+    ],
+)
 def test_a_broken_objective_is_named_with_the_shapes_it_saw(tmp_path: Path, value: Any, told: str) -> None:
     """One sentence, before anything is stepped."""
-    with pytest.raises(ObjectiveError, match=rf"objective 'broken': {told}.*it saw clips of shape .*\(4, 3, 4, 16, 16\)"):
+    with pytest.raises(
+        ObjectiveError, match=rf"objective 'broken': {told}.*it saw clips of shape .*\(4, 3, 4, 16, 16\)"
+    ):
         train(tmp_path, {"colour": Colour, "broken": returning(value)})
 
 
 def test_a_detached_zero_is_no_mistake(tmp_path: Path) -> None:
     """A loss that is exactly 0 teaches nothing, rightly."""
-    run = train(tmp_path, {"colour": Colour, "nothing": returning(lambda self, told: Terms({"size": torch.zeros(())}))}, epochs=1)
+    run = train(
+        tmp_path,
+        {"colour": Colour, "nothing": returning(lambda self, told: Terms({"size": torch.zeros(())}))},
+        epochs=1,
+    )
     assert run.step == STEPS
 
 
@@ -529,7 +657,9 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, value: float) -> Non
             loss = super().forward(batch).losses["size"]
             return Terms({"size": loss * value if batch.progress > 0.6 else loss})
 
-    with pytest.raises(NonFiniteError, match=rf"step 5: exploding/size = {value} .*clips of shape.*the last checkpoint is untouched"):
+    with pytest.raises(
+        NonFiniteError, match=rf"step 5: exploding/size = {value} .*clips of shape.*the last checkpoint is untouched"
+    ):
         train(tmp_path, {"colour": Colour, "exploding": Exploding}, checkpoint={"every_steps": 2})
     run = open_small(tmp_path, {"colour": Colour, "exploding": Exploding}, checkpoint={"every_steps": 2})
     assert run.step == 4
@@ -550,11 +680,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert open_small(tmp_path, {"colour": Colour, "poison": Poison()}, checkpoint={"every_steps": 1}).step == 3
 
 
-@pytest.mark.parametrize(("trait", "told"), [
-    ({"requests": lambda self: {}}, "requests must give"),
-    ({"requests": lambda self: {"a/b": Request()}}, "slots being plain words"),
-    ({"requests": lambda self: {"clip": 3}}, "slots being plain words"),
-])
+@pytest.mark.parametrize(
+    ("trait", "told"),
+    [
+        ({"requests": lambda self: {}}, "requests must give"),
+        ({"requests": lambda self: {"a/b": Request()}}, "slots being plain words"),
+        ({"requests": lambda self: {"clip": 3}}, "slots being plain words"),
+    ],
+)
 def test_requests_are_checked(tmp_path: Path, trait: dict[str, Any], told: str) -> None:
     """With the plugin's name."""
     with pytest.raises(PluginError, match=f"plugin 'odd': .*{told}"):
@@ -577,7 +710,11 @@ def test_an_objective_that_cannot_be_built_is_named(tmp_path: Path) -> None:
             super().__init__(config, context)
             self.net = context.backbone
 
-    for kind, told in ((Raises, "ZeroDivisionError: nothing there"), (Forgets, "must call super"), (Holds, "holds the run's backbone itself")):
+    for kind, told in (
+        (Raises, "ZeroDivisionError: nothing there"),
+        (Forgets, "must call super"),
+        (Holds, "holds the run's backbone itself"),
+    ):
         with pytest.raises((ObjectiveError, PluginError), match=f"plugin 'odd'.*{told}"):
             open_small(tmp_path, {"odd": kind})
 
@@ -708,16 +845,19 @@ def test_no_opinion_is_no_offer(tmp_path: Path) -> None:
     assert run.step == 2
 
 
-@pytest.mark.parametrize(("orders", "told"), [
-    ([range(VIDEOS), range(VIDEOS)], "order1 and order0|order0 and order1"),
-    ([[0, 1, 2, VIDEOS]], "plugin 'order0': vssl_epoch_order gives video 12; the list has 0 to 11"),
-    ([[0, 1, -1, 2]], "plugin 'order0': vssl_epoch_order gives video -1"),
-    ([[0.5, 1, 2, 3]], "must give a flat row of whole numbers, got float64"),
-    ([[[0, 1], [2, 3]]], r"must give a flat row of whole numbers, got int64 of shape \(2, 2\)"),
-    ([[0, 1, 2]], "gives 3 videos, less than one batch of 4"),
-    ([[]], "gives 0 videos, less than one batch of 4"),
-    ([ZeroDivisionError("nothing")], "plugin 'order0': vssl_epoch_order raised ZeroDivisionError: nothing"),
-])
+@pytest.mark.parametrize(
+    ("orders", "told"),
+    [
+        ([range(VIDEOS), range(VIDEOS)], "order1 and order0|order0 and order1"),
+        ([[0, 1, 2, VIDEOS]], "plugin 'order0': vssl_epoch_order gives video 12; the list has 0 to 11"),
+        ([[0, 1, -1, 2]], "plugin 'order0': vssl_epoch_order gives video -1"),
+        ([[0.5, 1, 2, 3]], "must give a flat row of whole numbers, got float64"),
+        ([[[0, 1], [2, 3]]], r"must give a flat row of whole numbers, got int64 of shape \(2, 2\)"),
+        ([[0, 1, 2]], "gives 3 videos, less than one batch of 4"),
+        ([[]], "gives 0 videos, less than one batch of 4"),
+        ([ZeroDivisionError("nothing")], "plugin 'order0': vssl_epoch_order raised ZeroDivisionError: nothing"),
+    ],
+)
 def test_an_order_that_cannot_be_is_named(tmp_path: Path, orders: list[Any], told: str) -> None:
     """Two offers name both."""
     observers = {f"order{number}": Order(order) for number, order in enumerate(orders)}
@@ -735,7 +875,7 @@ def features(batch: Batch) -> dict[str, Tensor]:
 
 
 def test_extraction_leaves_no_trace(tmp_path: Path) -> None:
-    """Generators, statistics, modes and the place in the epoch stay, and so does everything that is trained afterwards."""
+    """Generators, statistics, modes and the place in the epoch stay, and so does all that is trained afterwards."""
 
     class Extracts:
         @hookimpl
@@ -785,5 +925,7 @@ def test_an_extraction_lists_what_cannot_be_read(tmp_path: Path) -> None:
 def test_an_extraction_needs_a_row_for_each_video(tmp_path: Path) -> None:
     """A plugin that pools over the batch is told so."""
     run = open_small(tmp_path, {"colour": Colour})
-    with pytest.raises(PluginError, match=r"run.extract: 'mean' must have a row for each of the 4 videos, got shape \(\)"):
+    with pytest.raises(
+        PluginError, match=r"run.extract: 'mean' must have a row for each of the 4 videos, got shape \(\)"
+    ):
         run.extract(Request(), lambda batch: {"mean": torch.zeros(())})

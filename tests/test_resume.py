@@ -1,4 +1,7 @@
-"""A real training process is killed and started again: it ends with the same weights, bit for bit, as one left alone."""
+"""A real training process is killed and started again.
+
+It ends with the same weights, bit for bit, as one left alone.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def finish(words: list[str]) -> None:
 
 
 def stop_at(words: list[str], folder: Path, step: int, number: int) -> int:
-    """Start, and send a signal once the log shows this step; the exit code. The workers of a killed process go with it."""
+    """Start, and send a signal once the log shows this step; the exit code.
+
+    The workers of a killed process go with it.
+    """
     process = start(words)
     until = time.monotonic() + PATIENCE
     while logged(folder) < step and process.poll() is None and time.monotonic() < until:

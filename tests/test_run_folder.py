@@ -1,4 +1,7 @@
-"""What a run leaves in its folder: metrics, events, the ledger, checkpoints, the backbone; and how it leaves when told to."""
+"""What a run leaves in its folder: metrics, events, the ledger, checkpoints, the backbone.
+
+And how it leaves when told to.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,19 @@ from typing import Any
 import pytest
 import torch
 from small_runs import (
-    STEPS, VIDEOS, Colour, Stop, StopAt, Watch, assert_equal, open_small, splits, train, videos_folder, weights, with_broken,
+    STEPS,
+    VIDEOS,
+    Colour,
+    Stop,
+    StopAt,
+    Watch,
+    assert_equal,
+    open_small,
+    splits,
+    train,
+    videos_folder,
+    weights,
+    with_broken,
 )  # fmt: skip
 
 from vssl_core import CheckpointError, ConfigError, DataError, Run, Terms, hookimpl, load_backbone
@@ -24,9 +39,19 @@ from vssl_core.config import build, read_yaml, to_tree
 from vssl_core.run import checkpoint
 from vssl_core.run.folder import read_run
 from vssl_core.run.signals import Interrupted
-from vssl_core.run.weights import CARD, WEIGHTS, read_weights
+from vssl_core.run.weights import CARD, WEIGHTS
 
-ALWAYS = {"step", "epoch", "loss", "lr", "clips_per_second", "data_wait", "weight/colour", "colour/error", "colour/brightness"}
+ALWAYS = {
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "clips_per_second",
+    "data_wait",
+    "weight/colour",
+    "colour/error",
+    "colour/brightness",
+}
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -110,7 +135,9 @@ def test_a_broken_video_is_replaced_and_listed_once(tmp_path: Path) -> None:
     data, indices = with_broken(tmp_path, [3]), []
     for workers in (0, 2):
         watch, folder = Watch(), tmp_path / str(workers)
-        train(folder, {"colour": Colour, "watch": watch}, videos=data, data={"workers": workers, "max_bad_fraction": 0.2})
+        train(
+            folder, {"colour": Colour, "watch": watch}, videos=data, data={"workers": workers, "max_bad_fraction": 0.2}
+        )
         indices.append([report.index.tolist() for report in watch.reports])
         (line,) = lines(folder, "skipped.jsonl")
         assert line["path"] == data.train.path(3) and line["video"] == 3 and line["epoch"] == 0
@@ -124,7 +151,9 @@ def test_too_many_broken_videos_stop_the_run(tmp_path: Path) -> None:
     """One sentence with both numbers; all that were met are listed; a restart counts anew, since they may be mended."""
     data = with_broken(tmp_path, [1, 4, 5, 8])
     settings: dict[str, Any] = {"videos": data, "data": {"workers": 0, "max_bad_fraction": 0.25}}
-    told = r"data: 4 of 12 videos cannot be read, more than data.max_bad_fraction = 0.25 allows, listed in .*skipped.jsonl"
+    told = (
+        r"data: 4 of 12 videos cannot be read, more than data.max_bad_fraction = 0.25 allows, listed in .*skipped.jsonl"
+    )
     for _ in range(2):
         with pytest.raises(DataError, match=told):
             train(tmp_path / "run", {"colour": Colour}, **settings)
@@ -202,13 +231,17 @@ def test_a_kept_checkpoint_can_take_the_place_of_the_last(tmp_path: Path) -> Non
     assert again.step == run.step and (tmp_path / WEIGHTS).read_bytes() == last
 
 
-def test_whoever_resumes_from_the_end_of_an_epoch_finds_all_else_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_resumes_from_the_end_of_an_epoch_finds_all_else_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kill between any two files of a save: the checkpoint comes last."""
     from vssl_core.run import files
 
     written: list[str] = []
     replace = os.replace
-    monkeypatch.setattr(files.os, "replace", lambda beside, path: (written.append(Path(path).name), replace(beside, path)))
+    monkeypatch.setattr(
+        files.os, "replace", lambda beside, path: (written.append(Path(path).name), replace(beside, path))
+    )
     train(tmp_path, {"colour": Colour}, epochs=1)
     assert written[-4:] == [WEIGHTS, CARD, "epoch_0001.pt", checkpoint.NAME]
 
@@ -239,7 +272,10 @@ def test_the_folder_tells_what_is_trained(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_with_its_differences(tmp_path: Path) -> None:
-    """Even where config.yaml is gone; settings that cannot change weights are free, and the new ones are written down."""
+    """Even where config.yaml is gone.
+
+    Settings that cannot change weights are free, and the new ones are written down.
+    """
     with pytest.raises(Stop):
         train(tmp_path, {"colour": Colour, "stop": StopAt(2)})
     on = {"colour": Colour, "stop": StopAt(-1)}
@@ -277,7 +313,11 @@ def test_the_backbone_can_be_loaded_alone(tmp_path: Path) -> None:
     clip = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():
         assert_equal(backbone(clip), run.backbone.eval()(clip))
-    assert backbone.card["steps"] == 6 and backbone.card["normalisation"] == "imagenet" and backbone.card["plugins"] == ["colour"]
+    assert (
+        backbone.card["steps"] == 6
+        and backbone.card["normalisation"] == "imagenet"
+        and backbone.card["plugins"] == ["colour"]
+    )
 
 
 @pytest.mark.parametrize("what", ["missing", "cut", "another net"])
@@ -289,7 +329,9 @@ def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Path, what: str) ->
     elif what == "cut":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        (tmp_path / CARD).write_text(json.dumps({**json.loads((tmp_path / CARD).read_text()), "name": "c3d_light", "options": {}}))
+        (tmp_path / CARD).write_text(
+            json.dumps({**json.loads((tmp_path / CARD).read_text()), "name": "c3d_light", "options": {}})
+        )
     with pytest.raises(CheckpointError, match=WEIGHTS):
         load_backbone(tmp_path)
 
@@ -318,7 +360,13 @@ def test_a_run_starts_from_another_by_name(tmp_path: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "2 names start afresh (objectives.colour.more.bias, objectives.colour.more.weight)" in told
     assert "2 are not used (objectives.gone.head.bias, objectives.gone.head.weight)" in told
-    assert run.step == 0 and not run.state()["optimizer"].get("backbone.net.blocks.0.conv.conv_t.weight", {}).get("momentum_buffer", torch.zeros(1)).any()
+    assert (
+        run.step == 0
+        and not run.state()["optimizer"]
+        .get("backbone.net.blocks.0.conv.conv_t.weight", {})
+        .get("momentum_buffer", torch.zeros(1))
+        .any()
+    )
 
 
 def test_a_resumed_run_no_longer_needs_what_it_started_from(tmp_path: Path) -> None:
@@ -350,7 +398,11 @@ def test_a_start_that_fits_nothing_is_refused(tmp_path: Path) -> None:
 
     save_file({"layer": torch.zeros(2)}, tmp_path / "other.safetensors")
     (tmp_path / "text.pt").write_text("weights")
-    for name, told in (("other.safetensors", "holds nothing that fits this backbone"), ("nowhere", "nowhere"), ("text.pt", "text.pt")):
+    for name, told in (
+        ("other.safetensors", "holds nothing that fits this backbone"),
+        ("nowhere", "nowhere"),
+        ("text.pt", "text.pt"),
+    ):
         with pytest.raises(CheckpointError, match=told):
             open_small(tmp_path / "run", {"colour": Colour}, init=str(tmp_path / name))
     assert not (tmp_path / "run").exists()
@@ -374,7 +426,10 @@ class Sends:
 @pytest.mark.parametrize("step", [2, 3], ids=["inside an epoch", "with the last step of an epoch"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_leaves(tmp_path: Path, number: int, code: int, step: int) -> None:
-    """With its exit code, after the step that it came in; the handlers are put back; the run goes on from there, bit for bit."""
+    """With its exit code, after the step that it came in; the handlers are put back.
+
+    The run goes on from there, bit for bit.
+    """
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     expected, whole, rest = Watch(), {"colour": Colour}, Watch()
     unbroken = train(tmp_path / "whole", {**whole, "sends": expected})
@@ -427,12 +482,21 @@ def test_whatever_ends_a_run_its_workers_end_with_it(tmp_path: Path) -> None:
     assert threading.active_count() <= 2
 
 
-def test_a_run_that_goes_astray_ends_with_1_and_keeps_its_last_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_goes_astray_ends_with_1_and_keeps_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the command: the plugin is named in one sentence, twice the same, since the checkpoint before it is whole."""
     from vssl_core.cli import main
 
     words = ["train", "--plugins", "rotation", "--data", f"folder:{videos_folder()}", "--run", str(tmp_path / "run")]
-    words += ["clip.frames=4", "clip.size=16", "batch_size=4", "device.kind=cpu", "data.workers=0", "log.tensorboard=false"]
+    words += [
+        "clip.frames=4",
+        "clip.size=16",
+        "batch_size=4",
+        "device.kind=cpu",
+        "data.workers=0",
+        "log.tensorboard=false",
+    ]
     words += ["optim.lr=1e18", "optim.warmup_epochs=2", "optim.warmup_lr=1e-3", "checkpoint.every_steps=1"]
     for _ in range(2):
         assert main(words) == 1
@@ -463,6 +527,11 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
                 self.megabytes.append(pages * resource.getpagesize() / 2**20)
 
     memory = Memory()
-    train(tmp_path, {"stor": None, "byol": None, "colour": Colour, "memory": memory}, epochs=200, checkpoint={"every_steps": 50})
+    train(
+        tmp_path,
+        {"stor": None, "byol": None, "colour": Colour, "memory": memory},
+        epochs=200,
+        checkpoint={"every_steps": 50},
+    )
     first, *_, last = memory.megabytes[1:]
     assert last - first < 10

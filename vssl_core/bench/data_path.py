@@ -1,4 +1,7 @@
-"""Rows on the way from file to batch: whole loaders against each other, decoding shared and apart, and whether frames are right."""
+"""Rows on the way from file to batch.
+
+Whole loaders against each other, decoding shared and apart, and whether frames are right.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from vssl_core.bench import loaders
 from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Row, Spread, Times, at_least, at_most, count, not_measured, paired
 from vssl_core.data import decode
-from vssl_core.looks import Recipe
 from vssl_core.data.clips import scan
 from vssl_core.errors import VideoError
+from vssl_core.looks import Recipe
 
 DEEPEST = 300  # frames: a reference decodes no further into a file
 RATES = (1, 2, 4)
 
 
-# Right frames -------------------------------------------------------------------------------------------------------------
+# Right frames ---------------------------------------------------------------------------------------------------------
 
 
 def frames_exact(files: Files, share: float = 1.0) -> Row:
@@ -69,7 +72,7 @@ def _some_clip(total: int, generator: np.random.Generator) -> np.ndarray:
     return np.minimum(start + stride * np.arange(16), total - 1)
 
 
-# Whole loaders ------------------------------------------------------------------------------------------------------------
+# Whole loaders --------------------------------------------------------------------------------------------------------
 
 
 def data_path_vs_pytorchvideo(files: Files, share: float = 1.0) -> Row:
@@ -84,7 +87,9 @@ def data_path_vs_pytorchvideo_h264(files: Files, share: float = 1.0) -> Row:
 
 def _vs_pytorchvideo(name: str, files: Files, paths: Sequence[str], share: float, bar: float) -> Row:
     found = loaders.videos(paths)
-    times = paired(loaders.Ours(found, loaders.JITTER, "float"), loaders.pytorchvideo(found), count(3, share), share >= 1)
+    times = paired(
+        loaders.Ours(found, loaders.JITTER, "float"), loaders.pytorchvideo(found), count(3, share), share >= 1
+    )
     case = f"two 16x112x112 clips of 2 s with SSL jitter and blur, LabeledVideoDataset, {len(found)} files"
     return _row(name, case, times, bar, files, found)
 
@@ -99,7 +104,10 @@ def data_path_vs_decode_all(files: Files, share: float = 1.0) -> Row:
 
 def data_path_vs_vjepa2_order(files: Files, share: float = 1.0) -> Row:
     """decord with one call for all clips, float at full size, no jitter."""
-    name, case = "data_path_vs_vjepa2_order", "decord, one get_batch, float at full size, then crop and scale; no jitter"
+    name, case = (
+        "data_path_vs_vjepa2_order",
+        "decord, one get_batch, float at full size, then crop and scale; no jitter",
+    )
     if find_spec("decord") is None:
         return not_measured(name, case, at_least(1.5), "decord is not installed")
     found = loaders.videos(files.originals)
@@ -113,7 +121,11 @@ def data_path_vs_floor(files: Files, share: float = 1.0) -> Row:
     times = paired(loaders.Ours(found, Recipe(), "uint8"), loaders.floor(found), count(10, share), share >= 1)
     case = f"two clips, uint8 out, over decoding their spans only, {len(found)} files"
     return times.row(
-        "data_path_vs_floor", case, at_most(1.5), per=loaders.CLIPS * len(found), files=files.names([v.path for v in found])
+        "data_path_vs_floor",
+        case,
+        at_most(1.5),
+        per=loaders.CLIPS * len(found),
+        files=files.names([v.path for v in found]),
     )
 
 
@@ -123,14 +135,16 @@ def _row(name: str, case: str, times: Times, bar: float, files: Files, found: Se
     )
 
 
-# Sharing ------------------------------------------------------------------------------------------------------------------
+# Sharing --------------------------------------------------------------------------------------------------------------
 
 
 def shared_decode_4_clips(files: Files, share: float = 1.0) -> Row:
     """Four clips that begin within a second of each other: one decode for all, over one decode for each."""
     found = [*loaders.videos(files.originals), *loaders.videos(files.h264)]
     times = paired(_shared(found), _apart(found), count(7, share), share >= 1)
-    case = f"four clips within +-1 s from one decode, over four decodes, frames converted and scaled, {len(found)} files"
+    case = (
+        f"four clips within +-1 s from one decode, over four decodes, frames converted and scaled, {len(found)} files"
+    )
     return times.row(
         "shared_decode_4_clips", case, at_most(0.65), per=4 * len(found), files=files.names([v.path for v in found])
     )

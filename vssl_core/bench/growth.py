@@ -25,7 +25,7 @@ SHORT_LIST = 100_000
 LONGEST_BYTES = 100  # a video
 
 
-# Memory of a run ----------------------------------------------------------------------------------------------------------
+# Memory of a run ------------------------------------------------------------------------------------------------------
 
 
 class _Scale:
@@ -43,7 +43,10 @@ class _Scale:
 
 def memory_slope_mib(files: Files, share: float = 1.0) -> Row:
     """A whole run with two workers, its log writers and checkpoints: what it gains after warm-up."""
-    name, case = "memory_slope_mib", f"MiB gained in {STEPS} steps over {VIDEOS} videos after warm-up, 2 workers included"
+    name, case = (
+        "memory_slope_mib",
+        f"MiB gained in {STEPS} steps over {VIDEOS} videos after warm-up, 2 workers included",
+    )
     if not Path("/proc/self/smaps_rollup").exists():
         return not_measured(name, case, at_most(5), "this system does not tell the memory of a process")
     warm, steps = count(WARM_STEPS, share), count(STEPS, share)
@@ -73,7 +76,9 @@ def _many(files: Files, wanted: int) -> list[str]:
     from vssl_core.errors import VideoError
 
     found: list[str] = []
-    for path in files.everything if files.root is None else files.everything[:: max(1, len(files.everything) // wanted)]:
+    for path in (
+        files.everything if files.root is None else files.everything[:: max(1, len(files.everything) // wanted)]
+    ):
         try:
             facts = decode.scan(path)
         except VideoError:
@@ -104,7 +109,7 @@ def _rollup(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-# Length of the list -------------------------------------------------------------------------------------------------------
+# Length of the list ---------------------------------------------------------------------------------------------------
 
 
 def growth_10x(files: Files, share: float = 1.0) -> Row:

@@ -1,4 +1,7 @@
-"""Two clips of a video, ready for a net, made by vssl and in the order of work of other loaders: same files, same frames."""
+"""Two clips of a video, ready for a net, made by vssl and in the order of work of other loaders.
+
+Same files, same frames.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,10 @@ class Ours:
         self.cutters = [Cutter((video.group(),), (recipe,)) for video in found]
 
     def __call__(self, repetition: int) -> list[Tensor]:
-        """Both clips of every video, a batch after the other: (B, 3, 16, 112, 112), or as bytes (B, 2, 16, 112, 112, 3)."""
+        """Both clips of every video, a batch after the other.
+
+        (B, 3, 16, 112, 112), or as bytes (B, 2, 16, 112, 112, 3).
+        """
         batches = []
         for start in range(0, len(self.videos), TOGETHER):
             together = range(start, min(start + TOGETHER, len(self.videos)))
@@ -105,18 +111,14 @@ class Ours:
         return [clip.clip for clip in prepare(raw, (group,), (self.recipe,), NORMALISATION)[0]]
 
 
-# Orders of work of others -------------------------------------------------------------------------------------------------
+# Orders of work of others ---------------------------------------------------------------------------------------------
 
 
 def decode_all(found: Sequence[Video]) -> Callable[[int], list[Tensor]]:
     """For each clip the whole video decoded and converted, the wanted frames taken, cropped and scaled: bytes out."""
 
     def run(repetition: int) -> list[Tensor]:
-        return [
-            _cut(_all_frames(video.path), window)
-            for video in found
-            for window in video.windows(repetition)
-        ]
+        return [_cut(_all_frames(video.path), window) for video in found for window in video.windows(repetition)]
 
     return run
 
@@ -140,10 +142,15 @@ def _cut(frames: list[np.ndarray], window: Window) -> Tensor:
 
 
 def vjepa2_order(found: Sequence[Video]) -> Callable[[int], list[Tensor]]:
-    """decord, all clips of a video in one call; float at full size, then crop, scale, flip, normalise: as V-JEPA 2 loads."""
+    """decord, all clips of a video in one call.
+
+    Float at full size, then crop, scale, flip, normalise: as V-JEPA 2 loads.
+    """
     import decord
 
-    mean, deviation = (torch.tensor(values).view(3, 1, 1, 1) * 255 for values in (NORMALISATION.mean, NORMALISATION.deviation))
+    mean, deviation = (
+        torch.tensor(values).view(3, 1, 1, 1) * 255 for values in (NORMALISATION.mean, NORMALISATION.deviation)
+    )
 
     def run(repetition: int) -> list[Tensor]:
         return [clip for video in found for clip in load(video, video.windows(repetition))]
@@ -240,11 +247,7 @@ def _tall_jitter() -> Callable[[Tensor], Tensor]:
             ),
             transforms.RandomGrayscale(JITTER.gray_probability),
             transforms.RandomApply(
-                [
-                    lambda picture: picture.filter(
-                        ImageFilter.GaussianBlur(low + (high - low) * torch.rand(()).item())
-                    )
-                ],
+                [lambda picture: picture.filter(ImageFilter.GaussianBlur(low + (high - low) * torch.rand(()).item()))],
                 JITTER.blur_probability,
             ),
             transforms.ToTensor(),
@@ -259,11 +262,14 @@ def _tall_jitter() -> Callable[[Tensor], Tensor]:
     return apply
 
 
-# The floor ----------------------------------------------------------------------------------------------------------------
+# The floor ------------------------------------------------------------------------------------------------------------
 
 
 def floor(found: Sequence[Video]) -> Callable[[int], int]:
-    """Decoding alone, of the span of each clip and nothing else, spans that meet as one: no picture is converted or kept."""
+    """Decoding alone, of the span of each clip and nothing else, spans that meet as one.
+
+    No picture is converted or kept.
+    """
 
     def run(repetition: int) -> int:
         return sum(_decode_spans(video.path, video.windows(repetition)) for video in found)

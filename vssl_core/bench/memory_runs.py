@@ -17,7 +17,7 @@ from vssl_core.data.videos import Splits, Videos
 from vssl_core.hookspecs import hookimpl
 from vssl_core.looks import draw
 from vssl_core.nets.stages import Backbone
-from vssl_core.objective import Objective, PluginConfig, Terms
+from vssl_core.objective import Objective, Terms
 from vssl_core.plugins import Plugin, new_manager
 from vssl_core.requests import ANY, Group, Request, Strides, Turns
 from vssl_core.run.build import choose, recipe_of
@@ -32,7 +32,7 @@ TOTAL, FRAME_SIZE = 100, (120, 160)  # of the video that the clips in memory are
 ANYHOW: dict[str, Any] = {"placement": ANY, "boxes": ANY, "flips": ANY, "appearance": ANY}
 
 
-# Losses, written once, so that the engine and a bare loop compute the same -----------------------------------------------
+# Losses, written once, so that the engine and a bare loop compute the same --------------------------------------------
 
 
 def contrast(head: nn.Module, left: Tensor, right: Tensor) -> Tensor:
@@ -191,5 +191,3 @@ def _sample(run: Run, group: Group, number: int) -> dict[str, Any]:
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
-
-

@@ -24,9 +24,7 @@ def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18")
     teacher = Ema(backbone=net)
     flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
     slow = flat.clone()
-    times = paired(
-        lambda _: teacher.follow(0.99, backbone=net), lambda _: slow.lerp_(flat, 0.01), count(40, share)
-    )
+    times = paired(lambda _: teacher.follow(0.99, backbone=net), lambda _: slow.lerp_(flat, 0.01), count(40, share))
     case = f"teacher of {backbone}, {flat.numel() / 1e6:.1f} M weights, over one flat tensor"
     return times.row("ema_vs_flat", case, at_most(1.2), unit="ms a step")
 
@@ -51,7 +49,10 @@ def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18
 
 
 def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> Row:
-    """Colour of a batch, drawn and applied, against torchvision's ColorJitter clip by clip; both from bytes to normalised."""
+    """Colour of a batch, drawn and applied, against torchvision's ColorJitter clip by clip.
+
+    Both from bytes to normalised.
+    """
     from vssl_core.compat import mend
 
     mend()

@@ -81,7 +81,13 @@ class Row:
 
     def describe(self) -> dict[str, Any]:
         """The row as plain JSON values."""
-        return {**asdict(replace(self, files=())), "bar": str(self.bar), "met": self.met, "files": list(self.files), "versions": versions()}
+        return {
+            **asdict(replace(self, files=())),
+            "bar": str(self.bar),
+            "met": self.met,
+            "files": list(self.files),
+            "versions": versions(),
+        }
 
 
 @dataclass(frozen=True)

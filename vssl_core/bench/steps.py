@@ -24,7 +24,7 @@ JOINED = "stor+pace+rotation+byol".split("+")
 BLOCK = 200  # steps of the null model that are timed together
 
 
-# The engine over a bare loop ----------------------------------------------------------------------------------------------
+# The engine over a bare loop ------------------------------------------------------------------------------------------
 
 
 def engine_overhead(files: Files, share: float = 1.0, pairs: int = 24) -> Row:
@@ -83,14 +83,17 @@ def engine_microseconds(files: Files, share: float = 1.0, plugins: int = 8) -> R
     run = memory_runs.build_run(objectives, files.scratch / "engine_microseconds", overrides)
     raw = memory_runs.batch_in_memory(run, 2)
     steps = count(BLOCK, share)
-    times = paired(_repeat(lambda: _engine_step(run, raw), steps), _repeat(_null_step(run, raw), steps), count(15, share))
+    times = paired(
+        _repeat(lambda: _engine_step(run, raw), steps), _repeat(_null_step(run, raw), steps), count(15, share)
+    )
     mine = (times.ours + times.again) / 2
     added = 1e6 * (mine - times.other) / steps
     return Row(
         "engine_microseconds",
         f"null model, {plugins} plugins with four hooks each, microseconds a step over a bare loop",
         at_most(200), Spread.of(added), Spread.of(times.again / times.ours),
-        f"{1e6 * np.median(mine) / steps:.0f} us a step", f"{1e6 * np.median(times.other) / steps:.0f} us a step", len(added),
+        f"{1e6 * np.median(mine) / steps:.0f} us a step", f"{1e6 * np.median(times.other) / steps:.0f} us a step",
+        len(added),
     )  # fmt: skip
 
 
@@ -130,18 +133,22 @@ def _null_step(run: Run, raw: RawBatch) -> Callable[[], Tensor]:
     return step
 
 
-# Several plugins ----------------------------------------------------------------------------------------------------------
+# Several plugins ------------------------------------------------------------------------------------------------------
 
 
 def joint_vs_singles(
-    files: Files, share: float = 1.0, overrides: Sequence[str] = ("backbone.name=r3d_10", "clip.frames=16", "clip.size=112")
+    files: Files,
+    share: float = 1.0,
+    overrides: Sequence[str] = ("backbone.name=r3d_10", "clip.frames=16", "clip.size=112"),
 ) -> Row:
     """One run of four plugins, decode included, over the sum of four runs of one."""
     paths = files.originals[:8]
     joint = _Training(JOINED, paths, files.scratch / "joint", overrides)
     singles = [_Training([name], paths, files.scratch / name, overrides) for name in JOINED]
     times = paired(joint.step, lambda number: [single.step(number) for single in singles], count(3, share), share >= 1)
-    case = f"{'+'.join(JOINED)} in one run, over the sum of single runs; batch 2, decode included, {', '.join(overrides)}"
+    case = (
+        f"{'+'.join(JOINED)} in one run, over the sum of single runs; batch 2, decode included, {', '.join(overrides)}"
+    )
     return times.row("joint_vs_singles", case, at_most(0.6), unit="ms a step", files=files.names(paths))
 
 
@@ -152,7 +159,9 @@ class _Training:
         chosen = choose(load_config(None, plugins=list(names), overrides=["batch_size=2", *overrides]))
         self.run = memory_runs.quiet(Run(chosen, Splits(Videos.build(paths, None, (), "/"), None, "bench"), folder))
         groups = self.run.plan.groups
-        self.clips = Clips(self.run.videos, Cutter(groups, tuple(recipe_of(chosen.config, group) for group in groups)), 0)
+        self.clips = Clips(
+            self.run.videos, Cutter(groups, tuple(recipe_of(chosen.config, group) for group in groups)), 0
+        )
 
     def step(self, number: int) -> None:
         """Two videos read, one step made."""

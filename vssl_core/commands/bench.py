@@ -80,5 +80,13 @@ def _print(rows: Sequence[Row]) -> None:
         note = f"; {row.note}" if row.note else ""
         console.print(f"{row.name}: {row.case} (n={row.repeats}){note}", highlight=False, soft_wrap=True)
     measured = sorted({file for row in rows for file in row.files})
-    console.print(f"files: {', '.join(measured[:30])}{f' and {len(measured) - 30} more' if len(measured) > 30 else ''}", highlight=False, soft_wrap=True)
-    console.print("versions: " + ", ".join(f"{name} {value}" for name, value in versions().items()), highlight=False, soft_wrap=True)
+    console.print(
+        f"files: {', '.join(measured[:30])}{f' and {len(measured) - 30} more' if len(measured) > 30 else ''}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        "versions: " + ", ".join(f"{name} {value}" for name, value in versions().items()),
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -92,7 +92,10 @@ def _results(
     protocols: Mapping[str, Evaluation],
     device: torch.device,
 ) -> dict[str, dict[str, Result]]:
-    """{evaluation: {net: result}}; every video is decoded once for all nets and all evaluations that ask for alike clips."""
+    """{evaluation: {net: result}}.
+
+    Every video is decoded once for all nets and all evaluations that ask for alike clips.
+    """
     from rich.progress import Progress
 
     nets = {net: backbone.to(device) for net, backbone in nets.items()}

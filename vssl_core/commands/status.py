@@ -25,7 +25,8 @@ def status(folder: str) -> int:
         f"{name} {value:.4g}" for name, value in line.items() if "/" in name and not name.startswith("weight/")
     )
     print(
-        f"{folder}: {'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of {config.epochs}, loss {line['loss']:.4g} ({terms}), "
+        f"{folder}: {'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of "
+        f"{config.epochs}, loss {line['loss']:.4g} ({terms}), "
         f"{line['clips_per_second']:.0f} clips/s, {bad} videos skipped"
     )
     return 0

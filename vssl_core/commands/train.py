@@ -33,7 +33,8 @@ def configure(plugins: str | None, config: str | None, data: str | None, overrid
     settled = load_config(config, plugins=names(plugins), data=place(data) if data else None, overrides=overrides)
     if not settled.plugins:
         raise ConfigError(
-            "plugins: none is chosen; name some with --plugins, for example --plugins stor,pace,byol (`vssl plugins` lists them)"
+            "plugins: none is chosen; name some with --plugins, for example --plugins stor,pace,byol (`vssl "
+            "plugins` lists them)"
         )
     return settled
 
@@ -81,7 +82,6 @@ def ranks(config: RunConfig):  # type: ignore[no-untyped-def]
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    import torch
     import torch.distributed as dist
 
     from vssl_core.run.build import choose_device

@@ -13,7 +13,6 @@ from vssl_core.looks import Recipe
 from vssl_core.requests import Group
 from vssl_core.views import Windows
 
-
 _WINDOW = tuple(part.name for part in fields(Windows))
 
 

@@ -269,7 +269,10 @@ def _start_worker(worker: int) -> None:
 
 
 class Visits(Sequence[Visit]):
-    """An epoch's order with visits counted: two arrays, since an object for each of millions of videos would fill memory."""
+    """An epoch's order with visits counted.
+
+    Two arrays, since an object for each of millions of videos would fill memory.
+    """
 
     def __init__(self, epoch: int, videos: np.ndarray, counts: np.ndarray) -> None:
         self.epoch, self.videos, self.counts = epoch, videos, counts

@@ -65,7 +65,9 @@ def _check_combiner(chosen: str | None, plugins: Mapping[str, Plugin]) -> None:
         )
     for name, plugin in plugins.items():
         if plugin.kind == "combiner" and name != chosen:
-            raise ConfigError(f"plugins: '{name}' combines losses and is not used; set combine.name={name}, or leave it out")
+            raise ConfigError(
+                f"plugins: '{name}' combines losses and is not used; set combine.name={name}, or leave it out"
+            )
 
 
 def open_data(config: RunConfig, manager: pluggy.PluginManager) -> Splits:
@@ -98,7 +100,8 @@ def make_backbone(config: RunConfig, manager: pluggy.PluginManager) -> nn.Module
     if name not in builtin_backbones() and more:
         known = [*builtin_backbones(), *more]
         raise ConfigError(
-            f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of {', '.join(known)}"
+            f"backbone.name: no backbone is called '{name}'{did_you_mean(name, known)}; choose one of "
+            f"{', '.join(known)}"
         )
     return build_backbone(name, **config.backbone.options)
 
@@ -146,7 +149,9 @@ def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Modu
     config = chosen.config
     trained = [name for name, plugin in chosen.plugins.items() if plugin.objective]
     if not trained:
-        raise PluginError(f"plugins: {', '.join(chosen.plugins)} train nothing; choose at least one plugin with an objective")
+        raise PluginError(
+            f"plugins: {', '.join(chosen.plugins)} train nothing; choose at least one plugin with an objective"
+        )
     backbone = make_backbone(config, chosen.manager)
     if prepare_backbone:
         prepare_backbone(backbone)
@@ -181,10 +186,15 @@ def _build_objective(chosen: Chosen, name: str, context: Context) -> Objective:
 def _requests(name: str, objective: Objective) -> Mapping[str, Request]:
     requests = objective.requests()
     if not (isinstance(requests, Mapping) and requests):
-        raise PluginError(f"plugin '{name}': requests must give {{slot: Request}} with at least one slot, got {requests!r}")
+        raise PluginError(
+            f"plugin '{name}': requests must give {{slot: Request}} with at least one slot, got {requests!r}"
+        )
     for slot, request in requests.items():
         if not (isinstance(slot, str) and slot.isidentifier() and isinstance(request, Request)):
-            raise PluginError(f"plugin '{name}': requests must give {{slot: Request}}, slots being plain words, got {slot!r}: {request!r}")
+            raise PluginError(
+                f"plugin '{name}': requests must give {{slot: Request}}, slots being plain words, got {slot!r}: "
+                f"{request!r}"
+            )
     return requests
 
 

@@ -88,7 +88,10 @@ def restore_generators(state: Mapping[str, Any]) -> None:
 
 
 def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:
-    """Load by name what fits from a checkpoint, a run folder or a weights file; the names that were missing, and that were left over."""
+    """Load by name what fits from a checkpoint, a run folder or a weights file.
+
+    The names that were missing, and that were left over.
+    """
     state = _weights_of(path)
     own = modules.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

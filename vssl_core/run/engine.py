@@ -121,22 +121,33 @@ class Run:
     def extract(
         self, request: Request, encode: Callable[[Any], Mapping[str, Tensor]], train: bool = False
     ) -> dict[str, Any]:
-        """{name: (N, ...)} of `encode(batch)` for every training video, once, in index order; `batch["clips"]` are the views.
+        """{name: (N, ...)} of `encode(batch)` for every training video, once, in index order; `batch["clips"]` are
+        the views.
 
         Windows depend on the video alone. Also 'index' (N,) and 'unreadable'. Equal on every rank; leaves no trace.
         """
         settings, data = self.config.clip_request(), self.config.data
         group = ClipGroup(complete(resolve(request, settings), settings), {f"{STREAM}/clips": request.least})
         extractor = Extractor(
-            self.videos, group, recipe_of(self.config, group), self._normalisation, data.decoder, self.config.seed,
-            data.workers, max(self.config.batch_size // world_size(), 1), self.device,
+            self.videos,
+            group,
+            recipe_of(self.config, group),
+            self._normalisation,
+            data.decoder,
+            self.config.seed,
+            data.workers,
+            max(self.config.batch_size // world_size(), 1),
+            self.device,
         )
         return extractor.run(self.backbone, encode, train=train, modules=list(self.objectives.values()))
 
     # The loop --------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train to the last epoch; resumes where the run stands. Raises `Interrupted` after a signal, once it has saved."""
+        """Train to the last epoch; resumes where the run stands.
+
+        Raises `Interrupted` after a signal, once it has saved.
+        """
         error: BaseException | None = None
         with Signals() as signals:
             try:
@@ -188,8 +199,16 @@ class Run:
         self.step, self.position = self.step + 1, self.position + 1
         merged = merge(outputs, raw.index, over_ranks=world_size() > 1 and self.logs_now)
         return Report(
-            step=self.step, epoch=self.epoch, loss=merged.loss, losses=merged.losses, metrics=merged.metrics, weights=weights,
-            learning_rate=rate, index=merged.index, kept=merged.kept, gradient_norm=norm,
+            step=self.step,
+            epoch=self.epoch,
+            loss=merged.loss,
+            losses=merged.losses,
+            metrics=merged.metrics,
+            weights=weights,
+            learning_rate=rate,
+            index=merged.index,
+            kept=merged.kept,
+            gradient_norm=norm,
         )
 
     # The step's parts ------------------------------------------------------------------------------------------------
@@ -210,8 +229,13 @@ class Run:
                 clips=prepare(part, self.plan.groups, self._recipes, self._normalisation),
                 index=part.index,
                 samples=[Sample(self.config.seed, visit.epoch, visit.visit, visit.video) for visit in part.visits],
-                weights=weights, seed=self.config.seed, step=self.step, epoch=self.epoch, progress=self.progress,
-                piece=piece, pieces=pieces,
+                weights=weights,
+                seed=self.config.seed,
+                step=self.step,
+                epoch=self.epoch,
+                progress=self.progress,
+                piece=piece,
+                pieces=pieces,
             )
 
     def _backward(self, micro: StepInput) -> StepOutput:
@@ -230,7 +254,9 @@ class Run:
         """Move the weights that have gradients; the norm of all gradients where they are clipped."""
         for parameter in self.ensemble.take_unreached():
             parameter.grad = None  # not moved and not decayed
-        moves = any(parameter.grad is not None for group in self.optimizer.param_groups for parameter in group["params"])
+        moves = any(
+            parameter.grad is not None for group in self.optimizer.param_groups for parameter in group["params"]
+        )
         if moves:
             self.scaler.unscale_(self.optimizer)
         self._announce("vssl_backward_end")
@@ -391,7 +417,10 @@ def _start_backbone(backbone: nn.Module, init: Path | None) -> None:
 def _start_all(ensemble: nn.Module, init: Path) -> None:
     missing, extra = checkpoint.start_from(ensemble, init)
     if rank() == 0:
-        print(f"init: {init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}")
+        print(
+            f"init: {init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not "
+            f"used{_first(extra)}"
+        )
 
 
 def _first(names: Sequence[str]) -> str:

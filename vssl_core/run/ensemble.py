@@ -1,4 +1,7 @@
-"""The backbone and the objectives as one module: views in, one weighted loss out. The one thing that is wrapped for several ranks."""
+"""The backbone and the objectives as one module: views in, one weighted loss out.
+
+The one thing that is wrapped for several ranks.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,10 @@ class StepOutput:
 
 
 class Ensemble(nn.Module):
-    """Backbone, objectives and combiner. `forward` lets each objective ask for its views; the first to ask pays the forward."""
+    """Backbone, objectives and combiner.
+
+    `forward` lets each objective ask for its views; the first to ask pays the forward.
+    """
 
     def __init__(
         self, backbone: nn.Module, objectives: Mapping[str, Objective], combiner: Combiner, plan: Plan
@@ -150,8 +156,13 @@ class Ensemble(nn.Module):
     def _ask(self, name: str, step: StepInput, views: list[list[View]]) -> Terms:
         slots = {slot: tuple(views[group][:count]) for slot, group, count in self._slots(name)}
         batch = Batch(
-            name, slots, step.index, step.samples,
-            epoch=step.epoch, progress=step.progress, encode=self._encode_privately,
+            name,
+            slots,
+            step.index,
+            step.samples,
+            epoch=step.epoch,
+            progress=step.progress,
+            encode=self._encode_privately,
         )
         reseed(step.seed, _moment(step, name))
         try:
@@ -187,12 +198,17 @@ class Ensemble(nn.Module):
     def _anchor(self, total: Tensor) -> Tensor:
         """Tie parameters that no term reaches into the graph: every rank then waits for the same gradients."""
         reached = _reached(total)
-        unreached = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached]
+        unreached = [
+            parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in reached
+        ]
         self._unreached = set(unreached) if self._unreached is None else self._unreached & set(unreached)
         return _Anchor.apply(total, *unreached) if unreached else total
 
     def take_unreached(self) -> set[nn.Parameter]:
-        """The parameters that no microbatch of the step has reached though they have gradients, zeros; then forgets them."""
+        """The parameters that no microbatch of the step has reached though they have gradients, zeros.
+
+        Then forgets them.
+        """
         unreached, self._unreached = self._unreached, None
         return unreached or set()
 
@@ -293,6 +309,8 @@ def check_finite(values: Mapping[str, Tensor], step: int) -> None:
         return
     bad = (~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))).tolist()
     if any(bad):
-        named = [f"{name} = {value.detach().item()}" for (name, value), no in zip(values.items(), bad, strict=True) if no]
+        named = [
+            f"{name} = {value.detach().item()}" for (name, value), no in zip(values.items(), bad, strict=True) if no
+        ]
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise NonFiniteError(f"step {step}: {', '.join(named[:5])}{more}; {ADVICE}")

@@ -49,7 +49,9 @@ def _saved(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     try:
         names = {path.name for path in folder.iterdir() if not is_leftover(path)} if folder.exists() else set()
     except OSError as error:
-        raise ConfigError(f"--run {folder}: is not a folder that can be read ({error.strerror}); choose another") from error
+        raise ConfigError(
+            f"--run {folder}: is not a folder that can be read ({error.strerror}); choose another"
+        ) from error
     state = checkpoint.load(folder / checkpoint.NAME) if checkpoint.NAME in names else None
     if CONFIG in names:
         _refuse_another(folder, to_tree(read_run(folder)), config)

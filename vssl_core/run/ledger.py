@@ -1,4 +1,7 @@
-"""The ledger of videos that could not be read: `skipped.jsonl`, a line each, with the reason and what came in their place."""
+"""The ledger of videos that could not be read.
+
+`skipped.jsonl`, a line each, with the reason and what came in their place.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ class Ledger:
         self.met.update(new)
         if self.path:
             with explained(self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(dict(line)) + "\n" for path, line in new.items() if path not in self._written)
+                file.writelines(
+                    json.dumps(dict(line)) + "\n" for path, line in new.items() if path not in self._written
+                )
         self._check()
 
     def _check(self) -> None:

@@ -29,7 +29,8 @@ class MetricsFile:
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= run.step]
             write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
         with explained(self.path):
-            self.file = open(self.path, "ab", buffering=0)  # a line that could not be written is not tried again at the end
+            # A line that could not be written is not tried again at the end
+            self.file = open(self.path, "ab", buffering=0)
 
     @hookimpl
     def vssl_step_end(self, run: Run, report: Report) -> None:
@@ -82,7 +83,10 @@ class TensorBoard:
 
 
 class Progress:
-    """The bar on the console: epochs, rate, share of time spent waiting for data, and every term; a table at the end."""
+    """The bar on the console: epochs, rate, share of time spent waiting for data, and every term.
+
+    A table at the end.
+    """
 
     def __init__(self) -> None:
         from rich import get_console

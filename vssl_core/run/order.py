@@ -52,9 +52,14 @@ def _offers(run: Run) -> list[tuple[str, Any]]:
 def _checked(name: str, order: Any, videos: int, batch_size: int) -> np.ndarray:
     order = np.asarray(order)
     if order.ndim != 1 or not (len(order) == 0 or np.issubdtype(order.dtype, np.integer)):
-        raise PluginError(f"plugin '{name}': vssl_epoch_order must give a flat row of whole numbers, got {order.dtype} of shape {order.shape}")
+        raise PluginError(
+            f"plugin '{name}': vssl_epoch_order must give a flat row of whole numbers, got {order.dtype} of "
+            f"shape {order.shape}"
+        )
     if len(order) < batch_size:
-        raise PluginError(f"plugin '{name}': vssl_epoch_order gives {len(order)} videos, less than one batch of {batch_size}")
+        raise PluginError(
+            f"plugin '{name}': vssl_epoch_order gives {len(order)} videos, less than one batch of {batch_size}"
+        )
     if order.min() < 0 or order.max() >= videos:
         wrong = next(int(video) for video in order if not 0 <= video < videos)
         raise PluginError(f"plugin '{name}': vssl_epoch_order gives video {wrong}; the list has 0 to {videos - 1}")

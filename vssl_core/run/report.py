@@ -89,6 +89,7 @@ def _refuse_other_terms(first: StepOutput, other: StepOutput) -> None:
         changing = set(getattr(first, kind)) ^ set(getattr(other, kind))
         if changing:
             raise ObjectiveError(
-                f"objective '{min(changing).partition('/')[0]}': '{min(changing)}' is in one microbatch of a step and not in "
+                f"objective '{min(changing).partition('/')[0]}': '{min(changing)}' is in one microbatch of a "
+                "step and not in "
                 "another; whether a term is there may depend on the epoch, never on the clips (mean() may be empty)"
             )

@@ -12,7 +12,8 @@ import torch
 def reseed(seed: int, stream: str) -> None:
     """Seed torch's generators from the run's seed and the name of a moment; a few microseconds on a CPU."""
     number = int.from_bytes(blake2b(f"{seed}/{stream}".encode(), digest_size=6).digest(), "little")
-    torch.default_generator.manual_seed(number)  # torch.manual_seed asks every kind of device there is, a hundred times slower
+    # Torch.manual_seed asks every kind of device there is, a hundred times slower
+    torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
 

@@ -18,7 +18,10 @@ class Interrupted(VsslError):
 
 
 class Signals:
-    """While it is open, the first SIGINT or SIGTERM is remembered in `asked`; a second of its kind does what it always did."""
+    """While it is open, the first SIGINT or SIGTERM is remembered in `asked`.
+
+    A second of its kind does what it always did.
+    """
 
     def __init__(self) -> None:
         self.asked = 0  # the number of the first signal that came
