@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401 - draws from the global generator when it is first imported
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

@@ -52,12 +52,12 @@ def test_train_and_test_are_apart_and_patterns_independent_of_classes():
 
 
 def test_a_scene_is_the_same_every_time_and_no_other_scene_is_like_it():
-    first = Scene("train", "slide", "blobs", 0)
+    first = Scene("train", "rush", "blobs", 0)
     frames = np.stack(list(first.frames()))
     assert frames.dtype == np.uint8 and frames.shape[1:] == (96, 128, 3)
     assert demo.FRAMES[0] <= len(frames) <= demo.FRAMES[1]
     assert (frames == np.stack(list(first.frames()))).all()
-    for other in (Scene("test", "slide", "blobs", 0), Scene("train", "slide", "blobs", 2)):
+    for other in (Scene("test", "rush", "blobs", 0), Scene("train", "rush", "blobs", 2)):
         assert (next(other.frames()) != frames[0]).mean() > 0.5
 
 
@@ -67,9 +67,8 @@ def test_every_motion_gives_finite_states_within_their_bounds(motion, seed, fram
     generator = np.random.default_rng(seed)
     state = scenes.MOTIONS[motion](scenes.State.draw(generator), np.arange(frames), generator)
     for frame in range(frames):
-        shift, turn, zoom, phase, light = state.at(frame)
-        assert shift.shape == (2,) and np.isfinite([*shift, turn, phase]).all()
-        assert abs(zoom) <= scenes.ZOOM and 0 <= light <= 1
+        shift, turn, zoom, phase, *_ = state.at(frame)
+        assert shift.shape == (2,) and np.isfinite([*shift, turn, phase]).all() and abs(zoom) <= scenes.ZOOM
 
 
 @pytest.mark.parametrize("motion", sorted(scenes.MOTIONS))
@@ -81,10 +80,10 @@ def test_one_moment_of_a_motion_is_distributed_as_at_rest(motion):
     for seed in range(600):
         generator = np.random.default_rng((7, seed))
         state = scenes.MOTIONS[motion](scenes.State.draw(generator), np.arange(40), generator)
-        shift, turn, zoom, phase, light = state.at(23)
+        shift, turn, zoom, phase, *_ = state.at(23)
         repeat = scenes.PERIOD / scenes.CELLS
         turns = (turn / (2 * np.pi) % 1, phase / (2 * np.pi) % 1)
-        moments.append([*(shift / repeat % 1), *turns, (zoom / scenes.ZOOM + 1) / 2, light])
+        moments.append([*(shift / repeat % 1), *turns, (zoom / scenes.ZOOM + 1) / 2])
     for part in np.array(moments).T:
         assert kstest(part, "uniform").pvalue > 1e-4
 
@@ -98,9 +97,10 @@ def test_files_are_h264_that_decodes_to_what_was_drawn(tmp_path):
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height, stream.average_rate) == (128, 96, 25)
-    decoded = frames_of(tmp_path / "spin.mp4")
+    decoded = frames_of(tmp_path / "spin.mp4").astype(int)
     assert decoded.shape == drawn.shape
-    assert np.abs(decoded.astype(int) - drawn).mean() < 6  # colours are halved in resolution
+    own, neighbour = np.abs(decoded - drawn).mean((1, 2, 3)), np.abs(decoded[1:] - drawn[:-1]).mean((1, 2, 3))
+    assert own.max() < 10 and (own[1:] < neighbour / 2).all()  # colours are halved in resolution
 
 
 def test_the_demo_is_written_once_and_again_when_it_is_damaged_or_outdated(tmp_path, small, monkeypatch):
@@ -208,14 +208,13 @@ def still_features(frame: np.ndarray) -> np.ndarray:
 
 
 def motion_features(frames: np.ndarray) -> np.ndarray:
-    """How a video changes, whatever it shows: differences over 1 to 8 frames, their swing over time, light, middle."""
+    """How a video changes, whatever it shows: differences over 1 to 8 frames, their swing over time, the middle."""
     grey = frames.mean(3, dtype=np.float32)
     far = {gap: np.abs(grey[gap:] - grey[:-gap]) for gap in (1, 2, 4, 6, 8)}
     means = {gap: change.mean((1, 2)) for gap, change in far.items()}
-    light = np.abs(np.diff(grey.mean((1, 2)))).mean() / grey.std()
     middle = far[1][:, 32:64, 48:80].mean() / far[1].mean()
     levels = [change.mean() / grey.std() for change in means.values()]
-    return np.array([*levels, *(change.std() / change.mean() for change in means.values()), light, middle])
+    return np.array([*levels, *(change.std() / change.mean() for change in means.values()), middle])
 
 
 def accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], strength: float) -> float:

@@ -77,7 +77,7 @@ def vssl_step_end(run: Run, report: Report) -> None:
 
 @hookspec
 def vssl_epoch_end(run: Run) -> None:
-    """The epoch is over and saved: the moment for probes."""
+    """The epoch is over and saved: the moment for probes. A run that resumes from this very save announces it again."""
 
 
 @hookspec

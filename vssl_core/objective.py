@@ -63,7 +63,7 @@ class Context:
 class Terms:
     """What an objective gives back for one step."""
 
-    losses: Mapping[str, Tensor]  # scalars; a term may be absent in a step: not in force yet
+    losses: Mapping[str, Tensor]  # scalars; a term may be absent, by epoch or progress, never by what the clips show
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  # scalars for the log
     keep: Mapping[str, Tensor] = field(
         default_factory=dict

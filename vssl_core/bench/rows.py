@@ -73,11 +73,12 @@ class Row:
     repeats: int = 0
     files: tuple[str, ...] = ()
     note: str = ""
+    holds: bool = True  # whether a second bar, which the note tells, is met too
 
     @property
     def met(self) -> bool | None:
         """Whether the bar is met; None where nothing was measured."""
-        return None if self.value is None else self.bar.met(self.value.median)
+        return None if self.value is None else self.bar.met(self.value.median) and self.holds
 
     def describe(self) -> dict[str, Any]:
         """The row as plain JSON values."""

@@ -20,7 +20,7 @@ from vssl_core.data.videos import Videos
 from vssl_core.distributed import gather_objects, rank, world_size
 from vssl_core.errors import PluginError
 from vssl_core.looks import Recipe
-from vssl_core.nets.batchnorm import normalisations, still
+from vssl_core.nets.batchnorm import SyncBatchNorm, normalisations, still
 from vssl_core.requests import Group
 from vssl_core.run.checkpoint import generators, restore_generators
 from vssl_core.views import Batch, Features, View
@@ -58,6 +58,11 @@ class Extractor:
         In eval mode unless `train`; no gradient, and no trace in statistics or generators. `advance` hears how many
         videos are done.
         """
+        if train and world_size() > 1 and any(_spans_ranks(root) for root in (backbone, *modules)):
+            raise PluginError(
+                "run.extract: train=True takes the batch statistics of each rank's own videos, which "
+                "device.sync_batch_norm forbids; extract in eval mode"
+            )
         parts, modes = [], [(module, module.training) for root in (backbone, *modules) for module in root.modules()]
         before = generators()
         for module, _ in modes:
@@ -116,6 +121,10 @@ class Extractor:
         read = set(result["index"].tolist())
         result["unreadable"] = [number for number in range(len(self.videos)) if number not in read]
         return result
+
+
+def _spans_ranks(root: nn.Module) -> bool:
+    return any(isinstance(module, SyncBatchNorm | nn.SyncBatchNorm) for module in root.modules())
 
 
 def _checked(found: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
