@@ -225,9 +225,9 @@ def _pytorchvideo_transform() -> Callable[[Tensor], Tensor]:
             UniformTemporalSubsample(FRAMES),
             Div255(),
             _tall_jitter(),
+            Normalize(NORMALISATION.mean, NORMALISATION.deviation),
             RandomResizedCrop(SIZE, SIZE, AREA, ASPECT),
             transforms.RandomHorizontalFlip(FLIP),
-            Normalize(NORMALISATION.mean, NORMALISATION.deviation),
         ]
     )
 

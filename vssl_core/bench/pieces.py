@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vssl_core.bench import memory_runs
 from vssl_core.bench.files import Files
-from vssl_core.bench.rows import Row, at_least, at_most, count, paired
+from vssl_core.bench.rows import Row, at_least, at_most, count, paired, several
 from vssl_core.data.appearance import NORMALISATIONS, apply
 from vssl_core.looks import Recipe, draw
 from vssl_core.nets.backbones import build_backbone
@@ -16,6 +16,7 @@ from vssl_core.nets.ema import Ema
 from vssl_core.run.optim import set_learning_rate
 
 NORMALISATION = NORMALISATIONS["imagenet"]
+TIMES = 5  # in one repetition
 
 
 def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18") -> Row:
@@ -24,9 +25,10 @@ def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18")
     teacher = Ema(backbone=net)
     flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
     slow = flat.clone()
-    times = paired(lambda _: teacher.follow(0.99, backbone=net), lambda _: slow.lerp_(flat, 0.01), count(40, share))
+    move, least = (lambda: teacher.follow(0.99, backbone=net)), (lambda: slow.lerp_(flat, 0.01))
+    times = paired(several(move, TIMES), several(least, TIMES), count(20, share))
     case = f"teacher of {backbone}, {flat.numel() / 1e6:.1f} M weights, over one flat tensor"
-    return times.row("ema_vs_flat", case, at_most(1.2), unit="ms a step")
+    return times.row("ema_vs_flat", case, at_most(1.2), per=TIMES, unit="ms a step")
 
 
 def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18") -> Row:
@@ -39,13 +41,13 @@ def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18
     optim = run.config.optim
     fused = torch.optim.SGD(theirs, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
 
-    def ours(_: int) -> None:
+    def ours() -> None:
         set_learning_rate(run.optimizer, run.schedule(run.progress), optim.lr)
         run.optimizer.step()
 
-    times = paired(ours, lambda _: fused.step(), count(40, share))
+    times = paired(several(ours, TIMES), several(fused.step, TIMES), count(20, share))
     case = f"SGD of a run with {backbone}, {sum(p.numel() for p in theirs) / 1e6:.1f} M weights, over torch's fused SGD"
-    return times.row("optimizer_vs_fused", case, at_most(1.1), unit="ms a step")
+    return times.row("optimizer_vs_fused", case, at_most(1.1), per=TIMES, unit="ms a step")
 
 
 def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> Row:

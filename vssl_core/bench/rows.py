@@ -135,6 +135,16 @@ def paired(ours: Side, other: Side, repeats: int, warm: bool = True) -> Times:
     return Times(*(np.array(seconds[name]) for name in ("ours", "again", "other")))
 
 
+def several(work: Callable[[], object], times: int) -> Side:
+    """A side that does this work so many times in one repetition, for work that is done in microseconds."""
+
+    def side(_: int) -> None:
+        for _ in range(times):
+            work()
+
+    return side
+
+
 def _timed(side: Side, number: int) -> float:
     gc.collect()  # what others left behind is not this side's
     start = time.process_time()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vssl_core.bench import memory_runs
 from vssl_core.bench.files import Files
-from vssl_core.bench.rows import Row, Spread, at_most, count, paired
+from vssl_core.bench.rows import Row, Spread, at_most, count, paired, several
 from vssl_core.config import load_config
 from vssl_core.data.appearance import apply
 from vssl_core.data.clips import Clips, Cutter, RawBatch, Visit, collate
@@ -84,7 +84,7 @@ def engine_microseconds(files: Files, share: float = 1.0, plugins: int = 8) -> R
     raw = memory_runs.batch_in_memory(run, 2)
     steps = count(BLOCK, share)
     times = paired(
-        _repeat(lambda: _engine_step(run, raw), steps), _repeat(_null_step(run, raw), steps), count(15, share)
+        several(lambda: _engine_step(run, raw), steps), several(_null_step(run, raw), steps), count(15, share)
     )
     mine = (times.ours + times.again) / 2
     added = 1e6 * (mine - times.other) / steps
@@ -99,14 +99,6 @@ def engine_microseconds(files: Files, share: float = 1.0, plugins: int = 8) -> R
 
 def _engine_step(run: Run, raw: RawBatch) -> None:
     run._announce("vssl_step_end", report=run.step_on(raw))
-
-
-def _repeat(step: Callable[[], object], times: int) -> Callable[[int], None]:
-    def run(_: int) -> None:
-        for _ in range(times):
-            step()
-
-    return run
 
 
 def _null_step(run: Run, raw: RawBatch) -> Callable[[], Tensor]:
