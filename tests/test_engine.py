@@ -46,7 +46,7 @@ from vssl_core import (
     Terms,
     hookimpl,
 )
-from vssl_core.run.ensemble import NonFiniteError, ObjectiveError
+from vssl_core.run.terms import NonFiniteError, ObjectiveError
 from vssl_core.run.weights import WEIGHTS
 
 # Objectives with one trait each ---------------------------------------------------------------------------------------

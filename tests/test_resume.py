@@ -155,16 +155,34 @@ def test_a_signal_saves_and_leaves(unbroken: Path, tmp_path: Path, number: int, 
     assert_same(unbroken, folder)
 
 
+def ranks(folder: Path, *more: str) -> list[str]:
+    """The same run on two ranks."""
+    words = command(folder, "data.workers=1", "device.sync_batch_norm=true", *more)[1:]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", *words]
+
+
 @pytest.mark.slow
 def test_two_ranks_killed_and_started_again(tmp_path: Path) -> None:
     """Two ranks under torchrun; the whole group is killed, and both come back to the same step."""
-
-    def ranks(folder: Path) -> list[str]:
-        words = command(folder, "data.workers=1", "device.sync_batch_norm=true")[1:]
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", *words]
-
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(ranks(whole))
     assert stop_at(ranks(broken), broken, 5, signal.SIGKILL) != 0
     finish(ranks(broken))
     assert_same(whole, broken)
+
+
+@pytest.mark.slow
+def test_two_ranks_save_and_leave_when_torchrun_is_told_to(tmp_path: Path) -> None:
+    """SIGTERM to torchrun, as job managers send it: what was done is saved."""
+    assert stop_at(ranks(tmp_path / "run", "epochs=200"), tmp_path / "run", 4, signal.SIGTERM) != 0
+    assert checkpoint.load(tmp_path / "run" / checkpoint.NAME)["step"] == logged(tmp_path / "run") >= 4
+
+
+@pytest.mark.slow
+def test_what_all_ranks_meet_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    process = start(ranks(tmp_path / "run"))
+    told, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert told.count("is not empty and holds no run") == 1

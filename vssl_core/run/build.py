@@ -23,8 +23,9 @@ from vssl_core.nets.batchnorm import synchronise
 from vssl_core.objective import ClipSettings, Combiner, Context, Objective, PluginConfig
 from vssl_core.plugins import Plugin, load
 from vssl_core.requests import Group, Plan, Request, plan
-from vssl_core.run.ensemble import Ensemble, ObjectiveError, WeightedSum
+from vssl_core.run.ensemble import Ensemble, WeightedSum
 from vssl_core.run.seeds import reseed
+from vssl_core.run.terms import ObjectiveError
 
 
 @dataclass(frozen=True)

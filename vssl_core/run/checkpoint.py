@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vssl_core.distributed import rank
 from vssl_core.errors import CheckpointError
 from vssl_core.run.files import write_atomically
 
@@ -29,7 +31,9 @@ def load(path: Path) -> dict[str, Any]:
     """A checkpoint's values; `CheckpointError` for a file that is cut short, foreign or of another format."""
     instead = "delete it, or put one of checkpoints/ in its place"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of a foreign file is told below, in one sentence
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except UnpicklingError as error:
@@ -112,3 +116,22 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
         return {f"backbone.{name}": value for name, value in read_weights(path).items()}
     state = load(path)
     return state["ensemble"]
+
+
+def start_backbone(backbone: nn.Module, init: Path | None) -> None:
+    """Load the backbone of `init` before teachers are copied from it."""
+    if init:
+        start_from(nn.ModuleDict({"backbone": backbone}), init)
+
+
+def start_all(ensemble: nn.Module, init: Path | None) -> None:
+    """Load all of `init` that fits by name, and say what does not."""
+    if init:
+        missing, extra = start_from(ensemble, init)
+        if rank() == 0:
+            told = f"{len(missing)} names start afresh{_first(missing)}, {len(extra)} are not used{_first(extra)}"
+            print(f"init: {init}: {told}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""

@@ -27,11 +27,10 @@ from vssl_core.objective import Objective
 from vssl_core.plugins import listen
 from vssl_core.requests import Group as ClipGroup
 from vssl_core.requests import Request, complete, resolve
-from vssl_core.run import checkpoint
+from vssl_core.run import checkpoint, saving
 from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device, normalisation_of, recipe_of
-from vssl_core.run.ensemble import StepInput, StepOutput, check_finite
+from vssl_core.run.ensemble import StepInput, StepOutput
 from vssl_core.run.extract import STREAM, Extractor
-from vssl_core.run.files import copy_atomically
 from vssl_core.run.ledger import Ledger
 from vssl_core.run.logs import observers
 from vssl_core.run.memory import keep_pages
@@ -41,7 +40,6 @@ from vssl_core.run.precision import autocast, sound_backward
 from vssl_core.run.report import Report, merge
 from vssl_core.run.seeds import reseed
 from vssl_core.run.signals import Interrupted, Signals
-from vssl_core.run.weights import save_backbone
 from vssl_core.windows import Sample
 
 
@@ -66,10 +64,9 @@ class Run:
         if self.device.type == "cpu":
             keep_pages()
         init = None if resumes or not config.init else Path(config.init)
-        parts = build_parts(chosen, len(splits.train), lambda backbone: _start_backbone(backbone, init))
+        parts = build_parts(chosen, len(splits.train), lambda backbone: checkpoint.start_backbone(backbone, init))
         self.ensemble, self.plan, self._recipes = parts.ensemble.to(self.device), parts.plan, parts.recipes
-        if init:
-            _start_all(self.ensemble, init)
+        checkpoint.start_all(self.ensemble, init)
         self.module = self._arranged()
         self._normalisation = normalisation_of(config)
         self.optimizer = build_optimizer(self.ensemble, config.optim)
@@ -306,33 +303,9 @@ class Run:
         raise Interrupted(number, self.folder)
 
     def save(self, epoch_end: bool = False) -> None:
-        """Write the checkpoint, at the end of an epoch after the backbone alone; each whole, or the old one stays.
-
-        Raises `NonFiniteError` rather than save a run that has gone astray.
-        """
+        """Write the checkpoint, and at the end of an epoch the backbone; `NonFiniteError` for a run that went astray."""
         self._saved_at = time.monotonic()
-        self._check_finite()
-        if rank() != 0:
-            return
-        path, kept = self.folder / checkpoint.NAME, self._kept_path()
-        if not epoch_end:
-            checkpoint.save(path, self.state())
-            return
-        save_backbone(self.folder, self.backbone, self.card())
-        checkpoint.save(kept or path, self.state())
-        if kept:
-            copy_atomically(kept, path)  # last: whoever resumes from it finds all else written
-
-    def _kept_path(self) -> Path | None:
-        every = self.config.checkpoint.keep_every_epochs
-        keeps = self.epoch == self.config.epochs or (every and self.epoch % every == 0)
-        return self.folder / "checkpoints" / f"epoch_{self.epoch:04d}.pt" if keeps else None
-
-    def _check_finite(self) -> None:
-        if self.report is not None:
-            check_finite({**self.report.losses, "loss": self.report.loss}, self.step)
-        names, weights = zip(*self.ensemble.named_parameters(), strict=True)
-        check_finite(dict(zip(names, torch._foreach_norm(list(weights)), strict=True)), self.step)
+        saving.save(self, epoch_end)
 
     def state(self) -> dict[str, Any]:
         """All that the run is, as tensors and plain values."""
@@ -371,20 +344,9 @@ class Run:
         return [len(self.videos), self.videos.digest()]
 
     @cached_property
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """What the backbone is, whatever its weights."""
         return fingerprint(self.backbone, self.config.clip.frames, self.config.clip.size)
-
-    def card(self) -> dict[str, Any]:
-        """What `backbone.json` tells: the fingerprint, the normalisation, and how long it was trained."""
-        return {
-            **self._fingerprint,
-            "options": dict(self.config.backbone.options),
-            "normalisation": self.config.clip.normalisation,
-            "epochs": self.epoch,
-            "steps": self.step,
-            "seed": self.config.seed,
-            "plugins": list(self.config.plugins),
-        }
 
     # Building --------------------------------------------------------------------------------------------------------
 
@@ -406,22 +368,3 @@ class Run:
             listen(self.manager, objective, f"{name}/objective", f"plugin '{name}'")
         for name, observer in observers(self.folder, self.config.log.tensorboard).items():
             self.manager.register(observer, name)
-
-
-def _start_backbone(backbone: nn.Module, init: Path | None) -> None:
-    """Load `init` before teachers are copied from the backbone."""
-    if init:
-        checkpoint.start_from(nn.ModuleDict({"backbone": backbone}), init)
-
-
-def _start_all(ensemble: nn.Module, init: Path) -> None:
-    missing, extra = checkpoint.start_from(ensemble, init)
-    if rank() == 0:
-        print(
-            f"init: {init}: {len(missing)} names start afresh{_first(missing)}, {len(extra)} are not "
-            f"used{_first(extra)}"
-        )
-
-
-def _first(names: Sequence[str]) -> str:
-    return f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""

@@ -5,7 +5,6 @@ The one thing that is wrapped for several ranks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,19 +18,9 @@ from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Terms, is_scalar
 from vssl_core.requests import Plan
 from vssl_core.run.seeds import reseed
+from vssl_core.run.terms import ObjectiveError, check_finite_terms, check_terms, kind_of, seen
 from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
-
-
-class ObjectiveError(VsslError):
-    """An objective raised, or gave back something that cannot be trained on; the text names it."""
-
-
-class NonFiniteError(VsslError):
-    """A loss or a weight is not a finite number."""
-
-
-ADVICE = "the last checkpoint is untouched: lower optim.lr or the weight of this objective, and start again"
 
 
 class WeightedSum(Combiner):
@@ -167,12 +156,12 @@ class Ensemble(nn.Module):
         reseed(step.seed, _moment(step, name))
         try:
             terms = self.objectives[name](batch)
-            _check_terms(terms, len(batch), trained=torch.is_grad_enabled())
         except VsslError:
             raise
         except Exception as error:
-            raise ObjectiveError(f"objective '{name}': {_told(error)} ({_seen(slots)})") from error
-        _check_finite(name, terms, step.step + 1, slots)
+            raise ObjectiveError(f"objective '{name}': {type(error).__name__}: {error} ({seen(slots)})") from error
+        check_terms(name, terms, slots, rows=len(batch), trained=torch.is_grad_enabled())
+        check_finite_terms(name, terms, slots, step.step + 1)
         return terms
 
     def _slots(self, name: str) -> list[tuple[str, int, int]]:
@@ -189,10 +178,8 @@ class Ensemble(nn.Module):
         total = self.combiner(sums, step.weights, shared)
         trained = any(loss.requires_grad for loss in sums.values())
         if not is_scalar(total) or (trained and not total.requires_grad):
-            shape = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-            raise ObjectiveError(
-                f"combiner {type(self.combiner).__name__}: must give a scalar that depends on the losses, got {shape}"
-            )
+            name = type(self.combiner).__name__
+            raise ObjectiveError(f"combiner {name}: must give a scalar that depends on the losses, got {kind_of(total)}")
         return total
 
     def _anchor(self, total: Tensor) -> Tensor:
@@ -257,60 +244,3 @@ def _record(output: StepOutput, name: str, terms: Terms) -> None:
     )
     if terms.keep:
         output.kept[name] = {key: rows.detach() for key, rows in terms.keep.items()}
-
-
-class _Broken(Exception):
-    """What an objective gave back cannot be used; the text says why."""
-
-
-def _check_terms(terms: Terms, rows: int, trained: bool) -> None:
-    if not isinstance(terms, Terms):
-        raise _Broken(f"forward must return vssl_core.Terms, got {type(terms).__name__}")
-    for term, loss in terms.losses.items():
-        if not is_scalar(loss):
-            raise _Broken(f"loss '{term}' must be a scalar tensor, got {_kind(loss)}; average it")
-        if trained and not loss.requires_grad and float(loss) != 0.0:
-            raise _Broken(
-                f"loss '{term}' is detached from every parameter; "
-                "leave it out while it is not in force, or report it as a metric"
-            )
-    for term, value in terms.metrics.items():
-        if not (is_scalar(value) or isinstance(value, int | float)) or term in terms.losses:
-            problem = "has the name of a loss" if term in terms.losses else f"must be one number, got {_kind(value)}"
-            raise _Broken(f"metric '{term}' {problem}")
-    for key, value in terms.keep.items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
-            raise _Broken(f"keep '{key}' must have a row for each of the {rows} videos, got {_kind(value)}")
-
-
-def _kind(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, _Broken) else f"{type(error).__name__}: {error}"
-
-
-def _seen(slots: Mapping[str, tuple[View, ...]]) -> str:
-    shapes = {slot: [tuple(view.clip.shape) for view in views] for slot, views in slots.items()}
-    return f"it saw clips of shape {shapes}"
-
-
-def _check_finite(name: str, terms: Terms, step: int, slots: Mapping[str, tuple[View, ...]]) -> None:
-    """On a CPU every loss is looked at; elsewhere that would make the device wait, and saving looks at them."""
-    for term, loss in terms.losses.items():
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise NonFiniteError(f"step {step}: {name}/{term} = {loss.item()} ({_seen(slots)}); {ADVICE}")
-
-
-def check_finite(values: Mapping[str, Tensor], step: int) -> None:
-    """Raise `NonFiniteError` naming the values that are not finite numbers; looks at all of them at once."""
-    if not values:
-        return
-    bad = (~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))).tolist()
-    if any(bad):
-        named = [
-            f"{name} = {value.detach().item()}" for (name, value), no in zip(values.items(), bad, strict=True) if no
-        ]
-        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-        raise NonFiniteError(f"step {step}: {', '.join(named[:5])}{more}; {ADVICE}")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vssl_core.distributed import average, gather_kept
-from vssl_core.run.ensemble import ObjectiveError, StepOutput
+from vssl_core.run.ensemble import StepOutput
+from vssl_core.run.terms import ObjectiveError
 
 
 @dataclass(frozen=True)

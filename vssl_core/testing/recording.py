@@ -22,9 +22,9 @@ from vssl_core.objective import Objective, Terms
 from vssl_core.run import checkpoint
 from vssl_core.run.build import choose
 from vssl_core.run.engine import Run
-from vssl_core.run.ensemble import check_finite
 from vssl_core.run.folder import open_run
 from vssl_core.run.report import Report
+from vssl_core.run.terms import check_finite
 from vssl_core.testing import videos
 from vssl_core.testing.stand_in import with_stand_ins
 
