@@ -591,7 +591,7 @@ def test_a_combiner_must_be_used_and_must_combine(tmp_path: Path) -> None:
         open_small(tmp_path / "none", {"colour": Colour}, combine={"name": "colour"})
     broken = type("Broken", (Loudest,), {"forward": lambda self, losses, weights, shared: torch.ones(2)})
     with pytest.raises(
-        ObjectiveError, match=r"combiner Broken: must give a scalar that depends on the losses, got \(2,\)"
+        ObjectiveError, match=r"combiner Broken: must give a scalar that depends on the losses, got shape \(2,\)"
     ):
         train(tmp_path / "broken", {"colour": Colour, "broken": broken}, combine={"name": "broken"})
 

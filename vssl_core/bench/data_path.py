@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 
 from vssl_core.bench import loaders
+from vssl_core.bench.apart import Maker, paired_apart
 from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Row, Spread, Times, at_least, at_most, count, not_measured, paired
 from vssl_core.data import decode
@@ -87,9 +88,7 @@ def data_path_vs_pytorchvideo_h264(files: Files, share: float = 1.0) -> Row:
 
 def _vs_pytorchvideo(name: str, files: Files, paths: Sequence[str], share: float, bar: float) -> Row:
     found = loaders.videos(paths)
-    times = paired(
-        loaders.Ours(found, loaders.JITTER, "float"), loaders.pytorchvideo(found), count(3, share), share >= 1
-    )
+    times = _against(loaders.JITTER, "float", loaders.pytorchvideo, found, 3, share)
     case = f"two 16x112x112 clips of 2 s with SSL jitter and blur, LabeledVideoDataset, {len(found)} files"
     return _row(name, case, times, bar, files, found)
 
@@ -97,28 +96,26 @@ def _vs_pytorchvideo(name: str, files: Files, paths: Sequence[str], share: float
 def data_path_vs_decode_all(files: Files, share: float = 1.0) -> Row:
     """Each clip from a decode of the whole video, every frame converted."""
     found = loaders.videos(files.originals)
-    times = paired(loaders.Ours(found, Recipe(), "uint8"), loaders.decode_all(found), count(5, share), share >= 1)
+    times = _against(Recipe(), "uint8", loaders.decode_all, found, 5, share)
     case = f"the whole video decoded and converted for each clip, uint8 out, {len(found)} files"
     return _row("data_path_vs_decode_all", case, times, 5, files, found)
 
 
 def data_path_vs_vjepa2_order(files: Files, share: float = 1.0) -> Row:
     """decord with one call for all clips, float at full size, no jitter."""
-    name, case = (
-        "data_path_vs_vjepa2_order",
-        "decord, one get_batch, float at full size, then crop and scale; no jitter",
-    )
+    name = "data_path_vs_vjepa2_order"
+    case = "decord, one get_batch, float at full size, then crop and scale; no jitter"
     if find_spec("decord") is None:
         return not_measured(name, case, at_least(1.5), "decord is not installed")
     found = loaders.videos(files.originals)
-    times = paired(loaders.Ours(found, Recipe(), "float"), loaders.vjepa2_order(found), count(10, share), share >= 1)
+    times = _against(Recipe(), "float", loaders.vjepa2_order, found, 10, share)
     return _row(name, f"{case}, {len(found)} files", times, 1.5, files, found)
 
 
 def data_path_vs_floor(files: Files, share: float = 1.0) -> Row:
     """The whole data path over decoding the spans of the clips, which no loader can leave out."""
     found = loaders.videos(files.originals)
-    times = paired(loaders.Ours(found, Recipe(), "uint8"), loaders.floor(found), count(10, share), share >= 1)
+    times = _against(Recipe(), "uint8", loaders.floor, found, 10, share)
     case = f"two clips, uint8 out, over decoding their spans only, {len(found)} files"
     return times.row(
         "data_path_vs_floor",
@@ -127,6 +124,13 @@ def data_path_vs_floor(files: Files, share: float = 1.0) -> Row:
         per=loaders.CLIPS * len(found),
         files=files.names([v.path for v in found]),
     )
+
+
+def _against(
+    recipe: Recipe, output: str, other: Callable, found: Sequence[loaders.Video], repeats: int, share: float
+) -> Times:
+    mine = Maker(loaders.Ours, (found, recipe, output), keeps_pages=True)
+    return paired_apart(mine, Maker(other, (found,), keeps_pages=False), count(repeats, share), warm=share >= 1)
 
 
 def _row(name: str, case: str, times: Times, bar: float, files: Files, found: Sequence[loaders.Video]) -> Row:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vssl_core.bench import memory_runs
+from vssl_core.bench.apart import Maker, paired_apart
 from vssl_core.bench.files import Files
-from vssl_core.bench.rows import Row, at_least, at_most, count, paired, several
+from vssl_core.bench.rows import Row, Side, at_least, at_most, count, paired, several
 from vssl_core.data.appearance import NORMALISATIONS, apply
 from vssl_core.looks import Recipe, draw
 from vssl_core.nets.backbones import build_backbone
@@ -17,6 +18,7 @@ from vssl_core.run.optim import set_learning_rate
 
 NORMALISATION = NORMALISATIONS["imagenet"]
 TIMES = 5  # in one repetition
+STRENGTHS = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 
 
 def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18") -> Row:
@@ -51,30 +53,40 @@ def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18
 
 
 def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> Row:
-    """Colour of a batch, drawn and applied, against torchvision's ColorJitter clip by clip.
+    """Colour of a batch, drawn and applied, against torchvision's clip by clip; both from bytes to normalised."""
+    mine, other = Maker(_our_jitter, (clips,), keeps_pages=True), Maker(_torchvision_jitter, (clips,), keeps_pages=False)
+    times = paired_apart(mine, other, count(10, share))
+    case = f"brightness, contrast, saturation and hue of {clips} clips of 16x112x112, against ColorJitter"
+    return times.row("jitter_vs_torchvision", case, at_least(25), per=clips)
 
-    Both from bytes to normalised.
-    """
+
+def _batch(clips: int) -> Tensor:
+    generator = np.random.default_rng(0)
+    return torch.from_numpy(generator.integers(0, 256, (clips, 16, 112, 112, 3), dtype=np.uint8))
+
+
+def _our_jitter(clips: int) -> Side:
+    recipe, generator, batch = Recipe(*STRENGTHS, jitter_probability=1.0), np.random.default_rng(0), _batch(clips)
+
+    def side(_: int) -> Tensor:
+        looks = [draw(recipe, generator, 16) for _ in range(clips)]
+        parameters = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in looks[0]}
+        return apply(batch, parameters, recipe, NORMALISATION)
+
+    return side
+
+
+def _torchvision_jitter(clips: int) -> Side:
     from vssl_core.compat import mend
 
     mend()
     from torchvision.transforms import ColorJitter
 
-    strengths = (0.4, 0.4, 0.4, 0.1)
-    recipe, jitter = Recipe(*strengths, jitter_probability=1.0), ColorJitter(*strengths)
-    generator = np.random.default_rng(0)
-    batch = torch.from_numpy(generator.integers(0, 256, (clips, 16, 112, 112, 3), dtype=np.uint8))
+    jitter, batch = ColorJitter(*STRENGTHS), _batch(clips)
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (NORMALISATION.mean, NORMALISATION.deviation))
 
-    def ours(_: int) -> Tensor:
-        looks = [draw(recipe, generator, 16) for _ in range(clips)]
-        parameters = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in looks[0]}
-        return apply(batch, parameters, recipe, NORMALISATION)
-
-    def torchvision(_: int) -> list[Tensor]:
+    def side(_: int) -> list[Tensor]:
         frames = batch.permute(0, 1, 4, 2, 3)  # (B, 16, 3, 112, 112)
         return [(jitter(clip.float() / 255) - mean) / deviation for clip in frames]
 
-    times = paired(ours, torchvision, count(10, share))
-    case = f"brightness, contrast, saturation and hue of {clips} clips of 16x112x112, against ColorJitter"
-    return times.row("jitter_vs_torchvision", case, at_least(25), per=clips)
+    return side

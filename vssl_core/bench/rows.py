@@ -112,7 +112,17 @@ class Times:
         )
 
 
-def paired(ours: Side, other: Side, repeats: int, warm: bool = True) -> Times:
+def seconds_of(side: Side, number: int) -> float:
+    """Seconds of CPU that one repetition takes in this process, whatever the others on this machine do meanwhile."""
+    gc.collect()  # what was left behind before is not this side's
+    start = time.process_time()
+    side(number)
+    return time.process_time() - start
+
+
+def paired(
+    ours: Side, other: Side, repeats: int, warm: bool = True, clock: Callable[[Side, int], float] = seconds_of
+) -> Times:
     """Run both sides `repeats` times, one after the other in random order, on the CPU clock of this process.
 
     Other processes may take the wall clock, not this one. `warm` runs each side once before, uncounted.
@@ -129,7 +139,7 @@ def paired(ours: Side, other: Side, repeats: int, warm: bool = True) -> Times:
             side(-1)
         for number in range(repeats):
             for name in generator.permutation(list(sides)):
-                seconds[name].append(_timed(sides[name], number))
+                seconds[name].append(clock(sides[name], number))
     finally:
         torch.set_num_threads(threads)
     return Times(*(np.array(seconds[name]) for name in ("ours", "again", "other")))
@@ -143,13 +153,6 @@ def several(work: Callable[[], object], times: int) -> Side:
             work()
 
     return side
-
-
-def _timed(side: Side, number: int) -> float:
-    gc.collect()  # what others left behind is not this side's
-    start = time.process_time()
-    side(number)
-    return time.process_time() - start
 
 
 def count(usual: int, share: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -303,7 +303,7 @@ class Run:
         raise Interrupted(number, self.folder)
 
     def save(self, epoch_end: bool = False) -> None:
-        """Write the checkpoint, and at the end of an epoch the backbone; `NonFiniteError` for a run that went astray."""
+        """Write the checkpoint, and at the end of an epoch the backbone; `NonFiniteError` where a run went astray."""
         self._saved_at = time.monotonic()
         saving.save(self, epoch_end)
 

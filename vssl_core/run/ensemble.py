@@ -178,8 +178,8 @@ class Ensemble(nn.Module):
         total = self.combiner(sums, step.weights, shared)
         trained = any(loss.requires_grad for loss in sums.values())
         if not is_scalar(total) or (trained and not total.requires_grad):
-            name = type(self.combiner).__name__
-            raise ObjectiveError(f"combiner {name}: must give a scalar that depends on the losses, got {kind_of(total)}")
+            where = f"combiner {type(self.combiner).__name__}"
+            raise ObjectiveError(f"{where}: must give a scalar that depends on the losses, got {kind_of(total)}")
         return total
 
     def _anchor(self, total: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run writes when it saves, and in which order: a kill between any two files leaves a run that can be gone on with."""
+"""What a run writes when it saves, in an order in which a kill between any two files does no harm."""
 
 from __future__ import annotations
 

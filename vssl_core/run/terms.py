@@ -1,4 +1,4 @@
-"""What an objective gave back is looked at before it is trained on; what cannot be used is told with the objective's name."""
+"""What an objective gave back, looked at before it is trained on; errors name the objective and the shapes it saw."""
 
 from __future__ import annotations
 
