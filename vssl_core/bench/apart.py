@@ -1,4 +1,7 @@
-"""Two sides of a row, each in a process of its own, as its users would run it; they take turns, never at the same time."""
+"""Two sides of a row, each in a process of its own, as its users would run it.
+
+They take turns, never at the same time.
+"""
 
 from __future__ import annotations
 
