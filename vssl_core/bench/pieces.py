@@ -58,7 +58,7 @@ def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> R
     keeps_pages=False)
     times = paired_apart(mine, other, count(10, share))
     case = f"brightness, contrast, saturation and hue of {clips} clips of 16x112x112, against ColorJitter"
-    return times.row("jitter_vs_torchvision", case, at_least(25), per=clips)
+    return times.row("jitter_vs_torchvision", case, at_least(25), per=clips * TIMES)
 
 
 def _batch(clips: int) -> Tensor:
@@ -69,12 +69,12 @@ def _batch(clips: int) -> Tensor:
 def _our_jitter(clips: int) -> Side:
     recipe, generator, batch = Recipe(*STRENGTHS, jitter_probability=1.0), np.random.default_rng(0), _batch(clips)
 
-    def side(_: int) -> Tensor:
+    def once() -> Tensor:
         looks = [draw(recipe, generator, 16) for _ in range(clips)]
         parameters = {name: torch.from_numpy(np.stack([look[name] for look in looks])) for name in looks[0]}
         return apply(batch, parameters, recipe, NORMALISATION)
 
-    return side
+    return several(once, TIMES)
 
 
 def _torchvision_jitter(clips: int) -> Side:
@@ -86,8 +86,8 @@ def _torchvision_jitter(clips: int) -> Side:
     jitter, batch = ColorJitter(*STRENGTHS), _batch(clips)
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (NORMALISATION.mean, NORMALISATION.deviation))
 
-    def side(_: int) -> list[Tensor]:
+    def once() -> list[Tensor]:
         frames = batch.permute(0, 1, 4, 2, 3)  # (B, 16, 3, 112, 112)
         return [(jitter(clip.float() / 255) - mean) / deviation for clip in frames]
 
-    return side
+    return several(once, TIMES)
