@@ -33,8 +33,9 @@ test: lint  ## lint, types, and the tests that take minutes
 test-all: $(STAMP)  ## the slow tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff on everything, mypy on the public door
+lint: $(STAMP)  ## ruff on everything, layout included, mypy on the public door
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## the measured ratios

@@ -151,7 +151,9 @@ def test_a_decoder_that_is_killed_is_replaced(folder: Path) -> None:
 
 def test_an_exception_is_one_item_s_end_only() -> None:
     assert dict(each(int, ["1", "one", "3"], workers=1)) == {
-        0: 1, 1: Lost("ValueError: invalid literal for int() with base 10: 'one'"), 2: 3,
+        0: 1,
+        1: Lost("ValueError: invalid literal for int() with base 10: 'one'"),
+        2: 3,
     }
 
 

@@ -239,8 +239,8 @@ def test_papers_settings_load_and_say_what_they_are(path: Path) -> None:
 
 def test_cstp_is_the_papers_recipe() -> None:
     """The facts of the paper and its code, and one pair for all four."""
+    from vssl_core.joining import plan
     from vssl_core.looks import PRESETS
-    from vssl_core.requests import plan
     from vssl_core.run.build import choose, context_of, make_backbone
 
     chosen = choose(load_config(str(ROOT / "configs/papers/cstp_ucf101_r2plus1d.yaml")))
@@ -414,9 +414,7 @@ def test_the_plugin_page_from_files_to_training(
     assert config["plugins"]["order"] == {"layers": 1}
 
 
-def test_every_other_sample_runs(
-    extras: None, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_other_sample_runs(extras: None, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue, an observer, a curriculum, a backbone, a source, a combiner and an evaluation, all in one run."""
     run = tmp_path / "run"
     words = ["train", "--plugins", "recall,watch,shortfirst,extras,balance", "--data", f"everything:{small}/train"]

@@ -17,26 +17,22 @@ from hypothesis import strategies as st
 
 from vssl_core.config import RunConfig
 from vssl_core.errors import ConfigError
+from vssl_core.joining import SHARED_FIELDS, Group, Plan, plan, resolve
 from vssl_core.looks import draw
 from vssl_core.plugins import installed, load
 from vssl_core.requests import (
     ANY,
     PLAIN,
-    SHARED_FIELDS,
     Appearance,
     Between,
     Boxes,
     Fixed,
-    Group,
     Halves,
     Independent,
     Measure,
-    Plan,
     Request,
     Strides,
     Turns,
-    plan,
-    resolve,
 )
 from vssl_core.run.build import build_parts, choose, context_of, make_backbone, recipe_of
 from vssl_core.windows import Sample, Window, draw_windows
@@ -186,6 +182,8 @@ def untouched(name: str, request: Request, group: Group, run: Request = RUN) -> 
     """Every value that a request holds, or leaves to the run, is the group's; only ANY yields."""
     for field in SHARED_FIELDS:
         wanted = getattr(run if getattr(request, field) is PLAIN else request, field)
+        if isinstance(wanted, Strides) and isinstance(wanted.choices, tuple) and len(wanted.choices) == 1:
+            wanted = replace(wanted, shared=ANY)  # one choice is one stride for all clips, drawn together or not
         _same(f"{name}.{field}", wanted, getattr(group.request, field))
     assert group.request.least >= request.least and group.request.tail >= request.tail
     assert set(request.measures) <= set(group.request.measures)

@@ -9,6 +9,7 @@ import gc
 import json
 import math
 import os
+import re
 import resource
 import signal
 import threading
@@ -164,10 +165,15 @@ def test_too_many_broken_videos_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_videos_that_can_all_not_be_read_are_an_error(tmp_path: Path) -> None:
-    """Named with the first reason, before any limit is reached."""
+    """Named with the first reason, before any limit is reached; the ledger holds all that were tried."""
     data = with_broken(tmp_path, list(range(VIDEOS)))
-    with pytest.raises(DataError, match="none of 51 videos could be read, the first was .*vssl data check"):
+    with pytest.raises(
+        DataError, match=r"none of the (\d+) videos that were tried .* first was .*vssl data check"
+    ) as told:
         train(tmp_path / "run", {"colour": Colour}, videos=data, data={"workers": 0, "max_bad_fraction": 1.0})
+    tried = int(re.search(r"none of the (\d+)", str(told.value))[1])
+    assert VIDEOS // 2 < tried <= VIDEOS
+    assert len(lines(tmp_path / "run", "skipped.jsonl")) >= tried
 
 
 def test_a_changed_list_is_refused_on_resume(tmp_path: Path) -> None:

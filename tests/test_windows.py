@@ -36,8 +36,14 @@ from vssl_core.views import Windows, window_arrays
 from vssl_core.windows import Sample, Window, draw_windows, overlapping_box, random_box
 
 PLAIN_REQUEST = Request(
-    clips=2, frames=8, size=48, strides=Strides((1,), shared=False, short="fit"), placement=Independent(),
-    boxes=Boxes(Independent(), (0.2, 1.0), (0.75, 4 / 3)), flips=Flips(0.5), turns=Turns((0,)),
+    clips=2,
+    frames=8,
+    size=48,
+    strides=Strides((1,), shared=False, short="fit"),
+    placement=Independent(),
+    boxes=Boxes(Independent(), (0.2, 1.0), (0.75, 4 / 3)),
+    flips=Flips(0.5),
+    turns=Turns((0,)),
     appearance=Appearance("jittered", "clip"),
 )
 SIZE = (90, 120)
@@ -60,7 +66,11 @@ def requests(draw: st.DrawFn, shorts: tuple[str, ...] = ("fit", "loop", "clamp")
     choices = draw(st.one_of(paces.map(tuple), st.sampled_from((Between(1, 4), Between(0.5, 2), Between(1, 1)))))
     shared = True if placement in relative else draw(st.booleans())
     return replace(
-        PLAIN_REQUEST, clips=clips, frames=draw(st.integers(1, 17)), tail=draw(st.integers(0, 3)), placement=placement,
+        PLAIN_REQUEST,
+        clips=clips,
+        frames=draw(st.integers(1, 17)),
+        tail=draw(st.integers(0, 3)),
+        placement=placement,
         strides=Strides(choices, shared=shared, short=draw(st.sampled_from(shorts))),
         boxes=Boxes(layout, draw(st.sampled_from(((0.2, 1.0), (1.0, 1.0), (0.05, 0.1)))), (0.75, 4 / 3)),
         turns=Turns(draw(st.sampled_from(((0,), (0, 1, 2, 3), (0, 2))))),
@@ -68,7 +78,11 @@ def requests(draw: st.DrawFn, shorts: tuple[str, ...] = ("fit", "loop", "clamp")
 
 
 def draw_one(
-    request: Request, seed: int = 0, total: int = 100, size: tuple[int, int] = SIZE, video: int = 0,
+    request: Request,
+    seed: int = 0,
+    total: int = 100,
+    size: tuple[int, int] = SIZE,
+    video: int = 0,
 ) -> tuple[Window, ...]:
     """The windows of one video."""
     return draw_windows(request, Sample(seed, 0, 0, video), "group", total, size)
@@ -76,8 +90,7 @@ def draw_one(
 
 def windows_of(*windows: Window) -> Windows:
     """Windows of one clip as the tensors of a batch."""
-    arrays = [window_arrays(window) for window in windows]
-    return Windows(**{key: torch.from_numpy(np.stack([row[key] for row in arrays])) for key in arrays[0]})
+    return Windows(**{key: torch.from_numpy(array) for key, array in window_arrays(windows).items()})
 
 
 # What holds for every request -----------------------------------------------------------------------------------------
@@ -86,7 +99,10 @@ def windows_of(*windows: Window) -> Windows:
 @given(request=requests(), seed=seeds, total=totals, size=sizes)
 @settings(max_examples=300, deadline=None)
 def test_every_window_reads_frames_that_exist_and_a_box_inside_them(
-    request: Request, seed: int, total: int, size: tuple[int, int],
+    request: Request,
+    seed: int,
+    total: int,
+    size: tuple[int, int],
 ) -> None:
     """Whatever is asked of however short a video; and frame i is frame floor(start + i * stride)."""
     windows = draw_one(request, seed, total, size)
@@ -106,7 +122,9 @@ def test_every_window_reads_frames_that_exist_and_a_box_inside_them(
 @given(request=requests(shorts=("fit",)), seed=seeds, total=totals)
 @settings(max_examples=300, deadline=None)
 def test_what_fits_has_no_seam_and_what_cannot_fit_shows_all_clips_alike(
-    request: Request, seed: int, total: int,
+    request: Request,
+    seed: int,
+    total: int,
 ) -> None:
     windows = draw_one(request, seed, total)
     if all(window.real.all() for window in windows):
@@ -134,7 +152,7 @@ def test_a_field_of_a_neighbour_changes_no_other_draw(request: Request, seed: in
         assert (before.box, before.flip, before.turns) == (after.box, after.flip, after.turns)
     free = isinstance(request.placement, Independent | Fixed | Centre)
     if free and not isinstance(request.boxes.layout, Overlapping):
-        assert draw_one(replace(request, clips=request.clips + 1), seed, total)[:request.clips] == windows
+        assert draw_one(replace(request, clips=request.clips + 1), seed, total)[: request.clips] == windows
 
 
 # Random numbers -------------------------------------------------------------------------------------------------------
@@ -144,10 +162,18 @@ def test_a_sample_is_drawn_from_its_names_alone() -> None:
     """Same names, same numbers; any other seed, epoch, visit, video, stream or clip: others."""
     sample = Sample(1, 2, 3, 4)
     numbers = [
-        item.generator(stream, clip).integers(2**60) for item, stream, clip in (
-            (sample, "a", 0), (sample, "a", 1), (sample, "b", 0), (sample, "a", -1), (replace(sample, seed=2), "a", 0),
-            (replace(sample, epoch=1), "a", 0), (replace(sample, visit=2), "a", 0), (replace(sample, video=5), "a", 0),
-            (Sample(2, 1, 3, 4), "a", 0), (Sample(1, 2, 4, 3), "a", 0),
+        item.generator(stream, clip).integers(2**60)
+        for item, stream, clip in (
+            (sample, "a", 0),
+            (sample, "a", 1),
+            (sample, "b", 0),
+            (sample, "a", -1),
+            (replace(sample, seed=2), "a", 0),
+            (replace(sample, epoch=1), "a", 0),
+            (replace(sample, visit=2), "a", 0),
+            (replace(sample, video=5), "a", 0),
+            (Sample(2, 1, 3, 4), "a", 0),
+            (Sample(1, 2, 4, 3), "a", 0),
         )
     ]
     assert len(set(numbers)) == len(numbers)
@@ -175,7 +201,8 @@ def test_draws_are_even() -> None:
     rows = [draw_one(request, total=100, video=video) for video in range(2000)]
     for clip in range(2):
         for values, classes in (
-            ([int(row[clip].stride) - 1 for row in rows], 4), ([row[clip].turns for row in rows], 4),
+            ([int(row[clip].stride) - 1 for row in rows], 4),
+            ([row[clip].turns for row in rows], 4),
             ([int(row[clip].flip) for row in rows], 2),
             ([int(4 * row[clip].start / (93 - 7 * (row[clip].stride - 1))) for row in rows], 4),
         ):
@@ -201,11 +228,19 @@ def test_shared_strides_are_shared_and_others_are_not() -> None:
 @given(seed=seeds, total=totals, frames=st.integers(1, 17), tail=st.integers(0, 2), chosen=paces, among=rates)
 @settings(max_examples=200, deadline=None)
 def test_overlapping_clips_share_the_frames_of_one_of_the_rates(
-    seed: int, total: int, frames: int, tail: int, chosen: list, among: tuple[float, ...],
+    seed: int,
+    total: int,
+    frames: int,
+    tail: int,
+    chosen: list,
+    among: tuple[float, ...],
 ) -> None:
     """As near as whole samples come to it, of one stride, forward or backward alike."""
     request = replace(
-        PLAIN_REQUEST, frames=frames, tail=tail, placement=Overlapping(among),
+        PLAIN_REQUEST,
+        frames=frames,
+        tail=tail,
+        placement=Overlapping(among),
         strides=Strides(tuple(chosen), True, "fit"),
     )
     left, right = draw_one(request, seed, total)
@@ -220,7 +255,7 @@ def test_overlapping_clips_share_the_frames_of_one_of_the_rates(
         moved = abs(left.start - right.start) / left.stride
         if moved.denominator == 1:  # whole samples: what one shows, the other shows so many samples later
             kept = max(frames - int(moved), 0)
-            assert early.nominal[frames - kept:frames].tolist() == late.nominal[:kept].tolist()
+            assert early.nominal[frames - kept : frames].tolist() == late.nominal[:kept].tolist()
     shared = windows_of(left).shared_time(windows_of(right)).item()
     span = (frames - 1) * left.stride
     assert shared == pytest.approx(float(max(1 - abs(left.start - right.start) / span, 0)) if span else 1.0)
@@ -234,15 +269,28 @@ def test_overlap_goes_both_ways_and_every_rate_is_drawn_where_there_is_room() ->
 
 
 @given(
-    seed=seeds, total=st.integers(1, 60), clips=st.integers(1, 3), frames=st.integers(1, 9), tail=st.integers(0, 3),
+    seed=seeds,
+    total=st.integers(1, 60),
+    clips=st.integers(1, 3),
+    frames=st.integers(1, 9),
+    tail=st.integers(0, 3),
     chosen=paces,
 )
 @settings(max_examples=150, deadline=None)
 def test_halves_follow_each_other_and_the_overview_spans_both(
-    seed: int, total: int, clips: int, frames: int, tail: int, chosen: list,
+    seed: int,
+    total: int,
+    clips: int,
+    frames: int,
+    tail: int,
+    chosen: list,
 ) -> None:
     request = replace(
-        PLAIN_REQUEST, clips=clips, frames=frames, tail=tail, placement=Halves(overview=clips == 3),
+        PLAIN_REQUEST,
+        clips=clips,
+        frames=frames,
+        tail=tail,
+        placement=Halves(overview=clips == 3),
         strides=Strides(tuple(chosen), True, "fit"),
     )
     first, *rest = draw_one(request, seed, total)
@@ -255,8 +303,14 @@ def test_halves_follow_each_other_and_the_overview_spans_both(
 def test_fixed_clips_are_alike_in_every_epoch_and_others_are_not() -> None:
     fixed, drawn = replace(PLAIN_REQUEST, placement=Fixed()), PLAIN_REQUEST
     starts = {
-        name: [{draw_windows(request, Sample(0, epoch, visit, video), "group", 100, SIZE)[0].start
-                for epoch in range(6) for visit in range(2)} for video in range(8)]
+        name: [
+            {
+                draw_windows(request, Sample(0, epoch, visit, video), "group", 100, SIZE)[0].start
+                for epoch in range(6)
+                for visit in range(2)
+            }
+            for video in range(8)
+        ]
         for name, request in (("fixed", fixed), ("drawn", drawn))
     }
     assert all(len(of_video) == 1 for of_video in starts["fixed"]) and len(set.union(*starts["fixed"])) > 3
@@ -286,7 +340,7 @@ def test_uniform_clips_are_evenly_spread_from_the_first_frame_to_the_last(total:
 @settings(max_examples=100, deadline=None)
 def test_any_stride_between_two_is_exact_and_fits_where_the_smallest_does(seed: int, total: int) -> None:
     request = replace(PLAIN_REQUEST, clips=1, strides=Strides(Between(0.5, 4), False, "fit"))
-    window, = draw_one(request, seed, total)
+    (window,) = draw_one(request, seed, total)
     assert isinstance(window.stride, Fraction) and Fraction(1, 2) <= window.stride <= 4
     assert window.real.all() == (total > floor(7 * 0.5))
 
@@ -294,6 +348,7 @@ def test_any_stride_between_two_is_exact_and_fits_where_the_smallest_does(seed: 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5])
 def test_videos_shorter_than_a_clip(total: int) -> None:
     """fit starts at the first frame and starts again; loop starts anywhere; clamp repeats the last frame."""
+
     def of(short: str) -> list[Window]:
         request = replace(PLAIN_REQUEST, strides=Strides((2, 1), False, short))
         return [window for seed in range(40) for window in draw_one(request, seed, total)]
@@ -309,12 +364,21 @@ def test_videos_shorter_than_a_clip(total: int) -> None:
 
 
 @given(
-    seed=seeds, size=sizes, low=st.floats(0.05, 1), high=st.floats(0.05, 1), narrow=st.floats(0.5, 1),
+    seed=seeds,
+    size=sizes,
+    low=st.floats(0.05, 1),
+    high=st.floats(0.05, 1),
+    narrow=st.floats(0.5, 1),
     wide=st.floats(1, 2),
 )
 @settings(max_examples=200, deadline=None)
 def test_a_random_box_has_the_area_and_the_aspect_asked_for(
-    seed: int, size: tuple[int, int], low: float, high: float, narrow: float, wide: float,
+    seed: int,
+    size: tuple[int, int],
+    low: float,
+    high: float,
+    narrow: float,
+    wide: float,
 ) -> None:
     """To the pixel that rounding costs; where no such box fits the frame, as large as the aspect allows."""
     low, high = sorted((low, high))
@@ -332,7 +396,9 @@ def test_a_random_box_has_the_area_and_the_aspect_asked_for(
 @given(seed=seeds, size=st.tuples(st.integers(4, 300), st.integers(4, 300)), among=rates)
 @settings(max_examples=200, deadline=None)
 def test_overlapping_boxes_share_a_rate_to_half_a_row(
-    seed: int, size: tuple[int, int], among: tuple[float, ...],
+    seed: int,
+    size: tuple[int, int],
+    among: tuple[float, ...],
 ) -> None:
     """|intersection / area - rate| <= 1 / (2 h), in pixels that were painted and counted."""
     generator = np.random.default_rng(seed)
@@ -342,7 +408,7 @@ def test_overlapping_boxes_share_a_rate_to_half_a_row(
     assert 0 <= second[0] <= size[0] - second[2] and 0 <= second[1] <= size[1] - second[3]
     painted = np.zeros(size, int)
     for top, left, height, width in (first, second):
-        painted[top:top + height, left:left + width] += 1
+        painted[top : top + height, left : left + width] += 1
     shared = (painted == 2).sum() / (first[2] * first[3])
     assert min(abs(shared - rate) for rate in (*among, 1.0)) <= 1 / (2 * first[2]) + 1e-6
     base = draw_one(PLAIN_REQUEST, size=size)[0]
@@ -390,12 +456,19 @@ def place(window: Window, row: int, column: int, height: int, width: int) -> tup
 
 
 @given(
-    height=st.integers(1, 7), width=st.integers(1, 7), flip=st.booleans(), turns=st.integers(0, 3),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    flip=st.booleans(),
+    turns=st.integers(0, 3),
     move=st.tuples(st.integers(-3, 3), st.integers(-3, 3)),
 )
 @settings(max_examples=150, deadline=None)
 def test_a_field_is_carried_pixel_by_pixel_and_its_vectors_point_where_pixels_go(
-    height: int, width: int, flip: bool, turns: int, move: tuple[int, int],
+    height: int,
+    width: int,
+    flip: bool,
+    turns: int,
+    move: tuple[int, int],
 ) -> None:
     window = replace(draw_one(PLAIN_REQUEST)[0], flip=flip, turns=turns)
     field = np.arange(2 * height * width).reshape(2, height, width)

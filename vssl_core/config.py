@@ -13,15 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from vssl_core.errors import ConfigError, did_you_mean
 from vssl_core.looks import AppearanceSettings
 from vssl_core.plain import Model, build, flatten, from_yaml, read_yaml, to_tree, to_yaml
-from vssl_core.requests import (
-    Appearance,
-    Boxes,
-    Flips,
-    Independent,
-    Request,
-    Strides,
-    Turns,
-)
+from vssl_core.requests import Appearance, Boxes, Flips, Independent, Request, Strides, Turns
 
 
 class Section(BaseModel):
@@ -241,6 +233,7 @@ class RunConfig(Section):
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
+
 
 def load_config(
     path: str | None = None,

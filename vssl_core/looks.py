@@ -61,6 +61,11 @@ class Recipe:
         """Whether any draw can rotate by a small angle."""
         return self.gate_probability > 0 and self.angle_degrees > 0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether every draw leaves the clip as it is."""
+        return not (self.changes_colour or self.blurs or self.tilts)
+
 
 PRESETS: dict[str, Recipe] = {
     "none": Recipe(),
@@ -129,8 +134,7 @@ class AppearanceSettings(BaseModel):
     @property
     def colour(self) -> Colour:
         """What a request without a wish of its own gets: kept where these settings change no pixel."""
-        recipe = _numbers(self)
-        return "jittered" if recipe.changes_colour or recipe.blurs or recipe.tilts else "kept"
+        return "kept" if _numbers(self).keeps else "jittered"
 
 
 def resolve(settings: AppearanceSettings, colour: Colour, per: Per) -> Recipe:
@@ -151,6 +155,8 @@ def draw(recipe: Recipe, generator: np.random.Generator, frames: int) -> dict[st
     shapes and how many random numbers are used depend on the recipe and `frames` alone, and the frames that two lengths
     have in common get the same numbers.
     """
+    if recipe.keeps:
+        return _unchanged(frames)
     gate, blurred, sigma, angle = generator.random(4)
     rows = generator.random((frames if recipe.per == "frame" else 1, 7))
     open_gate = gate < recipe.gate_probability
@@ -158,7 +164,8 @@ def draw(recipe: Recipe, generator: np.random.Generator, frames: int) -> dict[st
     blur = low + (high - low) * sigma if open_gate and blurred < recipe.blur_probability else 0.0
     tilt = recipe.angle_degrees * (2 * angle - 1) if open_gate else 0.0
     hue = np.where(open_gate & (rows[:, 0] < recipe.jitter_probability), recipe.hue * (2 * rows[:, 4] - 1), 0.0)
-    colour = _colour_matrices(recipe, rows, hue) if open_gate else np.tile(np.eye(3, 6), (len(rows), 1, 1))
+    changes = open_gate and recipe.changes_colour
+    colour = _colour_matrices(recipe, rows, hue) if changes else np.tile(np.eye(3, 6), (len(rows), 1, 1))
     parameters = {
         "colour": np.broadcast_to(colour, (frames, 3, 6)).astype(np.float32),
         "blur": np.float32(blur),
@@ -167,6 +174,11 @@ def draw(recipe: Recipe, generator: np.random.Generator, frames: int) -> dict[st
     if recipe.turns_hue_exactly:
         parameters["hue"] = np.broadcast_to(hue, (frames,)).astype(np.float32)
     return {name: np.asarray(value) for name, value in parameters.items()}
+
+
+def _unchanged(frames: int) -> dict[str, np.ndarray]:
+    colour = np.broadcast_to(np.eye(3, 6, dtype=np.float32), (frames, 3, 6))
+    return {"colour": colour, "blur": np.zeros((), np.float32), "angle": np.zeros((), np.float32)}
 
 
 def _numbers(settings: AppearanceSettings) -> Recipe:

@@ -76,9 +76,27 @@ def build(model: type[Model], tree: Mapping[str, Any], where: str, sign: str = "
     `sign` stands between where the values come from and the key.
     """
     try:
-        return model.model_validate(tree)
+        built = model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_sentence(model, tree, error, where + sign, where)) from None
+    counted = next(_counted(tree, built), None)
+    if counted:
+        key, given = counted
+        raise ConfigError(f"{where}{sign}{key}: must be a number, got {given!r}")
+    return built
+
+
+def _counted(given: Any, built: Any, key: str = "") -> Iterable[tuple[str, bool]]:
+    """(key, value) of each true or false that pydantic took for 1 or 0."""
+    if isinstance(given, bool) and type(built) in (int, float):
+        yield key, given
+    elif isinstance(given, Mapping):
+        for name, value in given.items():
+            inner = built.get(name) if isinstance(built, Mapping) else getattr(built, str(name), None)
+            yield from _counted(value, inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list | tuple) and isinstance(built, list | tuple):
+        for number, (value, inner) in enumerate(zip(given, built, strict=False)):
+            yield from _counted(value, inner, f"{key}.{number}")
 
 
 PLAIN_WORDS = {  # where pydantic speaks of Python

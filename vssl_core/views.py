@@ -5,7 +5,7 @@ Axes: B videos, C channels, T frames, H W pixels, D features, K queue rows or pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -49,22 +49,22 @@ class Windows:
         return Windows(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
 
-def window_arrays(window: Window) -> dict[str, np.ndarray | np.generic]:
-    """One window as arrays that collate: the fields of `Windows`, each without its batch axis."""
+def window_arrays(windows: Sequence[Window]) -> dict[str, np.ndarray]:
+    """The fields of `Windows` for n windows of one length, each as an array (n, ...)."""
     return {
-        "video": np.int64(window.video),
-        "visit": np.int64(window.visit),
-        "clip": np.int64(window.clip),
-        "total": np.int64(window.total),
-        "start": np.float64(window.start),
-        "stride": np.float64(window.stride),
-        "indices": window.indices,
-        "real": window.real,
-        "box": np.array(window.box, np.int64),
-        "frame_size": np.array(window.frame_size, np.int64),
-        "flip": np.bool_(window.flip),
-        "turns": np.int64(window.turns),
-        "span": np.float64((window.frames - 1) * window.stride),
+        "video": np.array([window.video for window in windows], np.int64),
+        "visit": np.array([window.visit for window in windows], np.int64),
+        "clip": np.array([window.clip for window in windows], np.int64),
+        "total": np.array([window.total for window in windows], np.int64),
+        "start": np.array([float(window.start) for window in windows], np.float64),
+        "stride": np.array([float(window.stride) for window in windows], np.float64),
+        "indices": np.stack([window.indices for window in windows]),
+        "real": np.stack([window.real for window in windows]),
+        "box": np.array([window.box for window in windows], np.int64),
+        "frame_size": np.array([window.frame_size for window in windows], np.int64),
+        "flip": np.array([window.flip for window in windows], np.bool_),
+        "turns": np.array([window.turns for window in windows], np.int64),
+        "span": np.array([float((window.frames - 1) * window.stride) for window in windows], np.float64),
     }
 
 
@@ -128,7 +128,7 @@ class Batch:
         *,
         epoch: int,
         progress: float,
-        encode: Callable[[Tensor], Features],
+        encode: Callable[[Tensor, bool], Features],
     ) -> None:
         self.name = name
         self.index = index  # (B,) int64: which videos, by their place in the list
@@ -142,9 +142,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def encode(self, clip: Tensor) -> Features:
-        """The same backbone on a private input (B',3,T,H,W): batch statistics are used, running ones left alone."""
-        return self._encode(clip)
+    def encode(self, clip: Tensor, statistics: bool = False) -> Features:
+        """The same backbone on a private input (B',3,T,H,W): batch statistics are used, running ones left alone.
+
+        `statistics=True` is for an objective that reads nothing but private inputs: the running ones then follow them.
+        """
+        return self._encode(clip, statistics)
 
     def draw(self, name: str, low: float, high: float, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) random numbers of each sample: integers in [low, high) where both are int, else floats.

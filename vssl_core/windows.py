@@ -75,6 +75,7 @@ class Window:
     flip: bool = False
     turns: int = 0  # quarter turns counter-clockwise, after the flip
     clamped: bool = False  # past the end: repeat the last frame, else start again
+    path: str = ""  # the file, for measures that fetch what was made ahead
 
     @cached_property
     def nominal(self) -> np.ndarray:
@@ -114,9 +115,9 @@ class Window:
 
 
 def draw_windows(
-    request: Request, sample: Sample, stream: str, total: int, frame_size: tuple[int, int]
+    request: Request, sample: Sample, stream: str, total: int, frame_size: tuple[int, int], path: str = ""
 ) -> tuple[Window, ...]:
-    """The windows of one group's clips in one video of `total` frames of `frame_size` (height, width).
+    """The windows of one group's clips in one video, the file `path` of `total` frames of `frame_size` (height, width).
 
     `request` is complete. Adding an objective never changes these numbers: the stream is the group's own.
     """
@@ -143,6 +144,7 @@ def draw_windows(
                 flip=_draw_flip(request.flips, sample, stream, clip),
                 turns=_draw_turns(request.turns, sample, stream, clip),
                 clamped=request.strides.short == "clamp",
+                path=path,
             )
         )
     return tuple(windows)

@@ -27,7 +27,7 @@ def contrast(rows: Tensor, keys: Tensor, reading: Reading) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):  # in bfloat16 a similarity of some hundreds is off by one
         similarity = rows.float() @ everyone.float().T  # (n, N)
     place = torch.arange(len(everyone), device=rows.device)
-    other = place != place[rank() * count:(rank() + 1) * count, None]  # (n, N)
+    other = place != place[rank() * count : (rank() + 1) * count, None]  # (n, N)
     positive = other & (keys[:, None] == names) & (keys[:, None] >= 0)
     anchor = positive.any(dim=1)  # (n,)
     together = _log_sum(similarity, torch.where(anchor[:, None], positive, other))  # no anchor: left out below

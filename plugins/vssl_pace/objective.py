@@ -56,24 +56,31 @@ class Pace(Objective):
         """Which paces are told apart, what counts, and the contrast."""
 
         paces: tuple[Rate, ...] | None = Field(
-            None, description="from one sampled frame to the next, in frames, whole or '1/q'; null is 1, 1 + step, ...")
+            None, description="from one sampled frame to the next, in frames, whole or '1/q'; null is 1, 1 + step, ..."
+        )
         step: int = Field(1, ge=1, description="from one pace to the next, where `paces` is null")
         count: int = Field(4, ge=2, le=16, description="how many paces, where `paces` is null")
         short: Literal["fit", "loop"] = Field(
-            "fit", description="videos too short for a pace: draw only paces that fit, or start again (a seam)")
+            "fit", description="videos too short for a pace: draw only paces that fit, or start again (a seam)"
+        )
         mask_wrapped: bool = Field(True, description="leave clips with a seam out of the labels")
         views: Literal["mean", "sum", "first"] = Field(
-            "mean", description="a pair: the mean of both losses, their sum (CSTP's code), or the first (its text)")
+            "mean", description="a pair: the mean of both losses, their sum (CSTP's code), or the first (its text)"
+        )
         layers: int = Field(1, ge=1, le=3, description="linear layers of the head")
         classification_weight: float = Field(
-            1.0, ge=0, description="weight of the classification, the paper's lambda_cls; 0 is the contrast alone")
+            1.0, ge=0, description="weight of the classification, the paper's lambda_cls; 0 is the contrast alone"
+        )
         contrast: Literal["none", "same_context", "same_pace"] = Field(
-            "none", description="draw clips of one video together, or clips of one pace")
+            "none", description="draw clips of one video together, or clips of one pace"
+        )
         contrast_weight: float = Field(0.1, gt=0, description="weight of the contrast, the paper's lambda_ctr")
         reading: Reading = Field(
-            "row", description="a contrast over each anchor's own pairs, over all pairs, or one ratio of all pairs")
+            "row", description="a contrast over each anchor's own pairs, over all pairs, or one ratio of all pairs"
+        )
         projection: int | None = Field(
-            128, ge=1, description="width of a linear layer and ReLU before the contrast; null contrasts the features")
+            128, ge=1, description="width of a linear layer and ReLU before the contrast; null contrasts the features"
+        )
 
         @field_validator("paces")
         @classmethod
@@ -114,10 +121,17 @@ class Pace(Objective):
         read = 1 if self.config.views == "first" else (1, 2)
         clips = {"none": read, "same_context": 2, "same_pace": 1}[self.config.contrast]
         shared = False if self.config.contrast == "same_context" else ANY  # a video's two clips at paces of their own
-        return {"clip": Request(
-            clips=clips, strides=Strides(self.paces, shared=shared, short=self.config.short),
-            appearance=Appearance("jittered", per="frame"), placement=ANY, boxes=ANY, flips=ANY, turns=ANY,
-        )}
+        return {
+            "clip": Request(
+                clips=clips,
+                strides=Strides(self.paces, shared=shared, short=self.config.short),
+                appearance=Appearance("jittered", per="frame"),
+                placement=ANY,
+                boxes=ANY,
+                flips=ANY,
+                turns=ANY,
+            )
+        }
 
     def forward(self, batch: Batch) -> Terms:
         """Cross-entropy of the paces, and the contrast where it is asked for."""
@@ -133,7 +147,7 @@ class Pace(Objective):
     def labels(self, view: View) -> Tensor:
         """(B,) the number of each clip's pace, `UNKNOWN` where the clip has a seam and such are masked."""
         distances = torch.stack([(view.windows.stride - float(pace)).abs() for pace in self.paces], dim=1)  # (B, paces)
-        whole = view.windows.real[:, :view.clip.shape[2]].all(dim=1)  # the tail is not seen
+        whole = view.windows.real[:, : view.clip.shape[2]].all(dim=1)  # the tail is not seen
         labels = distances.argmin(dim=1)
         return torch.where(whole, labels, UNKNOWN) if self.config.mask_wrapped else labels
 

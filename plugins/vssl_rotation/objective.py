@@ -22,7 +22,8 @@ class Rotation(Objective):
 
         layers: int = Field(2, ge=1, le=3, description="linear layers of the head")
         views: Literal["mean", "sum", "first"] = Field(
-            "mean", description="a pair: the mean of both losses, their sum (CSTP's code), or the first (its text)")
+            "mean", description="a pair: the mean of both losses, their sum (CSTP's code), or the first (its text)"
+        )
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -30,10 +31,17 @@ class Rotation(Objective):
 
     def requests(self) -> Mapping[str, Request]:
         """Turned clips, one or two; of all else, whatever the neighbours need."""
-        return {"clip": Request(
-            clips=1 if self.config.views == "first" else (1, 2), turns=Turns(QUARTER_TURNS),
-            strides=ANY, placement=ANY, boxes=ANY, flips=ANY, appearance=ANY,
-        )}
+        return {
+            "clip": Request(
+                clips=1 if self.config.views == "first" else (1, 2),
+                turns=Turns(QUARTER_TURNS),
+                strides=ANY,
+                placement=ANY,
+                boxes=ANY,
+                flips=ANY,
+                appearance=ANY,
+            )
+        }
 
     def forward(self, batch: Batch) -> Terms:
         """Cross-entropy of the turns, and how often they were told right."""

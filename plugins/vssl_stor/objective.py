@@ -49,7 +49,8 @@ class Stor(Objective):
         """Which rates are told apart, in space and in time, and by what heads."""
 
         rates: Rates = Field(
-            (0.2, 0.4, 0.6, 0.8, 1.0), description="candidate overlap rates; a whole number n is 1/n, 2/n, ..., 1")
+            (0.2, 0.4, 0.6, 0.8, 1.0), description="candidate overlap rates; a whole number n is 1/n, 2/n, ..., 1"
+        )
         spatial_rates: Rates | None = Field(None, description="candidates in space; null is `rates`")
         temporal_rates: Rates | None = Field(None, description="candidates in time; null is `rates`")
         spatial: bool = Field(True, description="tell the overlap in space")
@@ -58,7 +59,8 @@ class Stor(Objective):
         temporal_weight: float = Field(1.0, gt=0, description="weight of the temporal loss, the paper's l_t")
         layers: int = Field(2, ge=1, le=3, description="linear layers of each head")
         hidden: int | None = Field(
-            None, ge=1, description="width of a head's hidden layers; null is that of its input, twice the backbone's")
+            None, ge=1, description="width of a head's hidden layers; null is that of its input, twice the backbone's"
+        )
 
         @model_validator(mode="after")
         def _used(self) -> Stor.Config:
@@ -92,13 +94,19 @@ class Stor(Objective):
     def requests(self) -> Mapping[str, Request]:
         """A pair that overlaps in what is told; of all else, whatever the neighbours need."""
         space, time = self.candidates.get("space"), self.candidates.get("time")
-        return {"pair": Request(
-            clips=2,
-            strides=Strides(shared=True, short="fit") if time else ANY,  # one span, without a seam, to share a part of
-            placement=Overlapping(time) if time else ANY,
-            boxes=Boxes(layout=Overlapping(space)) if space else ANY,
-            flips=ANY, turns=ANY, appearance=ANY,
-        )}
+        return {
+            "pair": Request(
+                clips=2,
+                strides=Strides(shared=True, short="fit")
+                if time
+                else ANY,  # one span, without a seam, to share a part of
+                placement=Overlapping(time) if time else ANY,
+                boxes=Boxes(layout=Overlapping(space)) if space else ANY,
+                flips=ANY,
+                turns=ANY,
+                appearance=ANY,
+            )
+        }
 
     def forward(self, batch: Batch) -> Terms:
         """Cross-entropy of each rate, and how often it was told right."""

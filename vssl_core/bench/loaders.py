@@ -18,8 +18,9 @@ from vssl_core.data import clips as clip_room
 from vssl_core.data.appearance import NORMALISATIONS
 from vssl_core.data.batches import prepare
 from vssl_core.data.clips import Cutter, Visit, collate
+from vssl_core.joining import Group
 from vssl_core.looks import PRESETS, Recipe
-from vssl_core.requests import Appearance, Boxes, Flips, Group, Independent, Request, Strides, Turns
+from vssl_core.requests import Appearance, Boxes, Flips, Independent, Request, Strides, Turns
 from vssl_core.windows import Sample, Window, draw_windows
 
 CLIPS, FRAMES, SIZE, SECONDS = 2, 16, 112, 2

@@ -15,11 +15,12 @@ from vssl_core.config import load_config
 from vssl_core.data.clips import RawBatch, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.hookspecs import hookimpl
+from vssl_core.joining import Group
 from vssl_core.looks import draw
 from vssl_core.nets.stages import Backbone
 from vssl_core.objective import Objective, Terms
 from vssl_core.plugins import Plugin, new_manager
-from vssl_core.requests import ANY, Group, Request, Strides, Turns
+from vssl_core.requests import ANY, Request, Strides, Turns
 from vssl_core.run.build import choose, recipe_of
 from vssl_core.run.engine import Run
 from vssl_core.views import Batch, window_arrays
@@ -182,7 +183,7 @@ def _sample(run: Run, group: Group, number: int) -> dict[str, Any]:
     looks = [draw(recipe, sample.generator("looks", window.clip), request.frames) for window in windows]
     data = {
         "clips": generator.integers(0, 256, shape, dtype=np.uint8),
-        "windows": _stacked([window_arrays(window) for window in windows]),
+        "windows": window_arrays(windows),
         "looks": _stacked(looks),
         "measures": {},
     }

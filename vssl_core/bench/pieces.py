@@ -54,8 +54,10 @@ def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18
 
 def jitter_vs_torchvision(files: Files, share: float = 1.0, clips: int = 8) -> Row:
     """Colour of a batch, drawn and applied, against torchvision's clip by clip; both from bytes to normalised."""
-    mine, other = Maker(_our_jitter, (clips,), keeps_pages=True), Maker(_torchvision_jitter, (clips,),
-    keeps_pages=False)
+    mine, other = (
+        Maker(_our_jitter, (clips,), keeps_pages=True),
+        Maker(_torchvision_jitter, (clips,), keeps_pages=False),
+    )
     times = paired_apart(mine, other, count(10, share))
     case = f"brightness, contrast, saturation and hue of {clips} clips of 16x112x112, against ColorJitter"
     return times.row("jitter_vs_torchvision", case, at_least(25), per=clips * TIMES)

@@ -22,8 +22,8 @@ from vssl_core.data.batches import prepare
 from vssl_core.data.clips import Clips, Cutter, Visit, collate
 from vssl_core.data.demo import write_video
 from vssl_core.data.videos import Videos
+from vssl_core.joining import describe
 from vssl_core.nets.backbones import Backbone, fingerprint
-from vssl_core.requests import describe
 from vssl_core.run.build import Chosen, Parts, build_parts, normalisation_of
 from vssl_core.run.ensemble import StepInput
 from vssl_core.windows import Sample

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vssl_core.errors import PluginError
+from vssl_core.joining import describe
 from vssl_core.objective import PluginConfig
 from vssl_core.plugins import Offer, Plugin, installed, load
-from vssl_core.requests import describe
 
 
 def show(name: str | None) -> int:

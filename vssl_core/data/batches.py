@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vssl_core.data.appearance import Normalisation, apply
 from vssl_core.data.clips import RawBatch
+from vssl_core.joining import Group
 from vssl_core.looks import Recipe
-from vssl_core.requests import Group
 from vssl_core.views import Windows
 
 _WINDOW = tuple(part.name for part in fields(Windows))

@@ -5,7 +5,7 @@ Everything here is NumPy; tensors begin with the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from vssl_core.data import decode
 from vssl_core.data.videos import Videos
 from vssl_core.errors import DataError, VideoError
+from vssl_core.joining import Group
 from vssl_core.looks import Recipe
 from vssl_core.looks import draw as draw_appearance
-from vssl_core.requests import Group
 from vssl_core.views import window_arrays
 from vssl_core.windows import Sample, Window, draw_windows
 
@@ -44,13 +44,13 @@ class Cutter:
         """
         facts = scan(path)
         size = (facts.height, facts.width)
-        windows = [draw_windows(group.request, sample, group.stream, facts.frames, size) for group in self.groups]
+        windows = [draw_windows(group.request, sample, group.stream, facts.frames, size, path) for group in self.groups]
         try:
             frames = decode.read(path, _union(windows), facts, self.decoder)
         except decode.EndedEarly as early:  # fewer frames than packets: draw again, for the frames that exist
             for number, group in enumerate(self.groups):
                 if any(window.indices.max() >= early.frames for window in windows[number]):
-                    windows[number] = draw_windows(group.request, sample, group.stream, early.frames, size)
+                    windows[number] = draw_windows(group.request, sample, group.stream, early.frames, size, path)
             frames = decode.read(path, _union(windows), facts, self.decoder)
         return [self._group(number, frames, drawn, sample) for number, drawn in enumerate(windows)]
 
@@ -69,7 +69,7 @@ class Cutter:
                 )
         return {
             "clips": clips,
-            "windows": _stack([window_arrays(window) for window in windows]),
+            "windows": window_arrays(windows),
             "looks": _stack(looks),
             "measures": _stack(measured) if measured else {},
         }
@@ -217,14 +217,21 @@ class ClipLoader:
             generator=torch.Generator().manual_seed(0),  # its own, so that starting workers draws no global number
         )
 
-    def load(self, batches: Sequence[Sequence[Visit]]) -> Iterator[RawBatch]:
-        """One pass over the batches. Raises `DataError` where a video and all its replacements cannot be read."""
+    def load(
+        self, batches: Sequence[Sequence[Visit]], lost: Callable[[list[dict[str, Any]]], object] | None = None
+    ) -> Iterator[RawBatch]:
+        """One pass over the batches.
+
+        Raises `DataError` where a video and all its replacements cannot be read; `lost` is told of them first.
+        """
         self._batches = batches
         for batch in self._loader:
             if batch.failure and self._loader.dataset.replace:
+                if lost:
+                    lost(batch.ledger)
                 raise DataError(
-                    f"data: none of {REPLACEMENTS + 1} videos could be read, the first was {batch.failure}; run "
-                    "`vssl data check` on the source"
+                    f"data: none of the {len({line['video'] for line in batch.ledger})} videos that were tried for one "
+                    f"clip could be read, the first was {batch.failure}; run `vssl data check` on the source"
                 )
             yield batch
 

@@ -17,12 +17,13 @@ from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import world_size
 from vssl_core.errors import ConfigError, PluginError, VsslError, did_you_mean
+from vssl_core.joining import Group, Plan, plan
 from vssl_core.looks import Recipe, resolve
 from vssl_core.nets.backbones import build_backbone, builtin_backbones, stage_shapes
 from vssl_core.nets.batchnorm import synchronise
 from vssl_core.objective import ClipSettings, Combiner, Context, Objective, PluginConfig
 from vssl_core.plugins import Plugin, load
-from vssl_core.requests import Group, Plan, Request, plan
+from vssl_core.requests import Request
 from vssl_core.run.ensemble import Ensemble, WeightedSum
 from vssl_core.run.seeds import reseed
 from vssl_core.run.terms import ObjectiveError

@@ -22,11 +22,12 @@ from vssl_core.data.clips import Batches, ClipLoader, Clips, Cutter, RawBatch, v
 from vssl_core.data.sources import Splits
 from vssl_core.distributed import any_rank, average, gather_objects, rank, world_size
 from vssl_core.errors import CheckpointError
+from vssl_core.joining import Group as ClipGroup
+from vssl_core.joining import complete, resolve
 from vssl_core.nets.backbones import fingerprint
 from vssl_core.objective import Objective
 from vssl_core.plugins import listen
-from vssl_core.requests import Group as ClipGroup
-from vssl_core.requests import Request, complete, resolve
+from vssl_core.requests import Request
 from vssl_core.run import checkpoint, saving
 from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device, normalisation_of, recipe_of
 from vssl_core.run.ensemble import StepInput, StepOutput
@@ -170,7 +171,7 @@ class Run:
             self._announce("vssl_epoch_start")
             self.order = draw_order(self)
         waiting = time.perf_counter()
-        for raw in self._loader.load(self._batches()):
+        for raw in self._loader.load(self._batches(), lost=self.ledger.write):
             self.report = self._timed_step(raw, waiting)
             self._announce("vssl_step_end", report=self.report)
             asked = self._told(raw, signals.asked)

@@ -6,6 +6,7 @@ The one thing that is wrapped for several ranks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from vssl_core.data.batches import PreparedClip
 from vssl_core.distributed import rank, world_size
 from vssl_core.errors import VsslError
+from vssl_core.joining import Plan
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Terms, is_scalar
-from vssl_core.requests import Plan
 from vssl_core.run.seeds import reseed
 from vssl_core.run.terms import ObjectiveError, check_finite_terms, check_terms, kind_of, seen
 from vssl_core.views import Batch, Features, View
@@ -137,8 +138,8 @@ class Ensemble(nn.Module):
         self.forwards += 1
         return {name: stage.float() for name, stage in self.backbone(clip).items()}
 
-    def _encode_privately(self, clip: Tensor) -> Features:
-        with still(self.norms):
+    def _encode_privately(self, clip: Tensor, statistics: bool) -> Features:
+        with nullcontext() if statistics else still(self.norms):
             stages = self._encode(clip)
         return Features(lambda: stages)
 

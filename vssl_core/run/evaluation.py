@@ -18,9 +18,10 @@ from vssl_core.config import RunConfig
 from vssl_core.data.sources import Splits
 from vssl_core.data.videos import Videos
 from vssl_core.errors import DataError
+from vssl_core.joining import Group, complete, resolve
 from vssl_core.looks import Recipe
 from vssl_core.objective import Evaluation, ExtractedFeatures, Needs, SplitFeatures
-from vssl_core.requests import Appearance, Boxes, Centre, Flips, Group, Request, Turns, Uniform, complete, resolve
+from vssl_core.requests import Appearance, Boxes, Centre, Flips, Request, Turns, Uniform
 from vssl_core.run.build import normalisation_of
 from vssl_core.run.extract import STREAM, Extractor
 from vssl_core.views import Batch

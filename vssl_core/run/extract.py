@@ -19,9 +19,9 @@ from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import gather_objects, rank, world_size
 from vssl_core.errors import PluginError
+from vssl_core.joining import Group
 from vssl_core.looks import Recipe
 from vssl_core.nets.batchnorm import SyncBatchNorm, normalisations, still
-from vssl_core.requests import Group
 from vssl_core.run.checkpoint import generators, restore_generators
 from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
@@ -107,7 +107,7 @@ class Extractor:
             samples,
             epoch=0,
             progress=0.0,
-            encode=lambda clip: Features(_lazily(backbone, clip)),
+            encode=lambda clip, statistics: Features(_lazily(backbone, clip)),
         )
 
     def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Any]:

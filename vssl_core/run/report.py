@@ -44,7 +44,9 @@ class Report:
         return {
             **dict(zip(tensors, read, strict=True)),
             **{f"weight/{name}": weight for name, weight in self.weights.items()},
-            "lr": self.learning_rate, "clips_per_second": self.clips_per_second, "data_wait": self.data_wait,
+            "lr": self.learning_rate,
+            "clips_per_second": self.clips_per_second,
+            "data_wait": self.data_wait,
         }
 
 

@@ -40,7 +40,8 @@ def plain(rows: list[list[float]], keys: list[int], reading: str) -> float:
 
 
 @given(
-    keys=st.lists(st.integers(-1, 3), min_size=2, max_size=9), reading=st.sampled_from(READINGS),
+    keys=st.lists(st.integers(-1, 3), min_size=2, max_size=9),
+    reading=st.sampled_from(READINGS),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=150, deadline=None)

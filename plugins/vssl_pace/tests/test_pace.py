@@ -27,7 +27,8 @@ from vssl_core import (
     Windows,
 )
 from vssl_core.config import RunConfig, build, to_tree
-from vssl_core.requests import Strides, plan
+from vssl_core.joining import plan
+from vssl_core.requests import Strides
 from vssl_core.views import window_arrays
 from vssl_core.windows import Window, draw_windows
 from vssl_pace.objective import Pace
@@ -41,8 +42,16 @@ ANYTHING = {name: ANY for name in ("strides", "placement", "boxes", "flips", "tu
 def pace(**options: object) -> Pace:
     """A built objective on features of six numbers."""
     context = Context(
-        name="pace", clip=ClipSettings(FRAMES, 48, 1), backbone=torch.nn.Identity(), feature_dim=DIM, stages={},
-        videos=100, epochs=1, steps_per_epoch=1, batch_size=4, world_size=1,
+        name="pace",
+        clip=ClipSettings(FRAMES, 48, 1),
+        backbone=torch.nn.Identity(),
+        feature_dim=DIM,
+        stages={},
+        videos=100,
+        epochs=1,
+        steps_per_epoch=1,
+        batch_size=4,
+        world_size=1,
     )
     torch.manual_seed(0)
     return Pace(build(Pace.Config, options, "plugins.pace"), context)
@@ -51,7 +60,7 @@ def pace(**options: object) -> Pace:
 def group_request(objective: Pace, clips: int = 1, tail: int = 0) -> Request:
     """The group that the objective reads with a neighbour of so many clips."""
     requests = {"pace": objective.requests(), "neighbour": {"clip": Request(clips=clips, tail=tail, **ANYTHING)}}
-    group, = plan(requests, RunConfig.model_validate({"clip": {"frames": FRAMES}}).clip_request()).groups
+    (group,) = plan(requests, RunConfig.model_validate({"clip": {"frames": FRAMES}}).clip_request()).groups
     return group.request
 
 
@@ -65,15 +74,20 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor, index: list[
     """The batch that a step would hold for these windows, with given features (clips, B, D)."""
     views = []
     for clip in range(len(vectors)):
-        arrays = [window_arrays(row[clip]) for row in rows]
-        windows = Windows(**{key: torch.from_numpy(np.stack([row[key] for row in arrays])) for key in arrays[0]})
+        arrays = window_arrays([row[clip] for row in rows])
+        windows = Windows(**{key: torch.from_numpy(array) for key, array in arrays.items()})
         features = Features(lambda clip=clip: {"stage5": vectors[clip][:, :, None, None, None]})
         empty = torch.zeros(len(rows), 3, FRAMES, 1, 1)
         views.append(View(empty, empty[:, :, :0], windows, {}, features))
     samples = [Sample(0, 0, 0, n) for n in range(len(rows))]
     return Batch(
-        "pace", {"clip": tuple(views)}, torch.tensor(index or range(len(rows))), samples,
-        epoch=0, progress=0.0, encode=lambda clip: Features(dict),
+        "pace",
+        {"clip": tuple(views)},
+        torch.tensor(index or range(len(rows))),
+        samples,
+        epoch=0,
+        progress=0.0,
+        encode=lambda clip: Features(dict),
     )
 
 
@@ -83,14 +97,16 @@ def labels(objective: Pace, rows: list[tuple[Window, ...]], clip: int = 0) -> li
 
 
 @given(
-    seed=st.integers(0, 2**31 - 1), total=st.integers(1, 200), paces=st.sampled_from([[1, 2, 3, 4], ABSOLUTE, [4, 1]]),
+    seed=st.integers(0, 2**31 - 1),
+    total=st.integers(1, 200),
+    paces=st.sampled_from([[1, 2, 3, 4], ABSOLUTE, [4, 1]]),
 )
 @settings(max_examples=150, deadline=None)
 def test_the_frames_are_those_of_the_pace_and_the_label_is_the_pace(seed: int, total: int, paces: list) -> None:
     """Pace p reads every p-th frame, pace 1/q each frame q times; a clip with a seam has no label."""
     objective = pace(paces=paces)
-    window, = draw_windows(group_request(objective), Sample(seed, 0, 0, 0), "pace/clip", total, (90, 120))
-    label, = labels(objective, [(window,)])
+    (window,) = draw_windows(group_request(objective), Sample(seed, 0, 0, 0), "pace/clip", total, (90, 120))
+    (label,) = labels(objective, [(window,)])
     fitting = [pace for pace in map(Fraction, paces) if floor((FRAMES - 1) * pace) < total]
     if not fitting:
         assert window.stride == min(map(Fraction, paces)) and not window.real.all() and label == -1
@@ -124,19 +140,33 @@ def test_slow_clips_keep_their_label_when_a_neighbour_lets_them_start_between_fr
         assert np.unique(window.indices, return_counts=True)[1][1:-1].tolist() == [3] * (len(set(window.indices)) - 2)
 
 
-@pytest.mark.parametrize("options, paces", [
-    ({}, (1, 2, 3, 4)), ({"step": 2}, (1, 3, 5, 7)), ({"step": 3}, (1, 4, 7, 10)), ({"count": 6}, (1, 2, 3, 4, 5, 6)),
-    ({"paces": ABSOLUTE}, (Fraction(1, 3), Fraction(1, 2), 1, 2, 3)), ({"paces": (1, 2, 4, 8)}, (1, 2, 4, 8)),
-])
+@pytest.mark.parametrize(
+    "options, paces",
+    [
+        ({}, (1, 2, 3, 4)),
+        ({"step": 2}, (1, 3, 5, 7)),
+        ({"step": 3}, (1, 4, 7, 10)),
+        ({"count": 6}, (1, 2, 3, 4, 5, 6)),
+        ({"paces": ABSOLUTE}, (Fraction(1, 3), Fraction(1, 2), 1, 2, 3)),
+        ({"paces": (1, 2, 4, 8)}, (1, 2, 4, 8)),
+    ],
+)
 def test_paces_by_step_or_one_by_one(options: dict[str, object], paces: tuple) -> None:
     assert pace(**options).paces == paces and pace(**options).requests()["clip"].strides == Strides(paces, short="fit")
 
 
-@pytest.mark.parametrize("contrast, clips, shared", [
-    ("none", (1, 2), ANY), ("same_context", 2, False), ("same_pace", 1, ANY),
-])
+@pytest.mark.parametrize(
+    "contrast, clips, shared",
+    [
+        ("none", (1, 2), ANY),
+        ("same_context", 2, False),
+        ("same_pace", 1, ANY),
+    ],
+)
 def test_it_asks_for_paces_and_jitter_by_frame_and_leaves_all_else_to_neighbours(
-    contrast: str, clips: object, shared: object,
+    contrast: str,
+    clips: object,
+    shared: object,
 ) -> None:
     request = pace(contrast=contrast).requests()["clip"]
     assert request.clips == clips and request.strides.shared is shared and request.strides.short == "fit"
@@ -229,12 +259,18 @@ def test_the_contrast_stands_on_the_projection_and_its_positives_on_videos_or_pa
         vectors = torch.randn(clips, 4, DIM)
         loss = objective(batch_of(rows, vectors, index)).losses["contrast"].item()
         keys = index if clips == 2 else labels(objective, rows)
-        points = [(objective.projector(vectors[clip, n]).double().tolist(), keys[n])
-                  for n in range(4) for clip in range(clips)]
+        points = [
+            (objective.projector(vectors[clip, n]).double().tolist(), keys[n])
+            for n in range(4)
+            for clip in range(clips)
+        ]
         values = []
         for i, (anchor, key) in enumerate(points):
-            terms = [(sum(a * b for a, b in zip(anchor, other, strict=True)), name == key)
-                     for j, (other, name) in enumerate(points) if j != i]
+            terms = [
+                (sum(a * b for a, b in zip(anchor, other, strict=True)), name == key)
+                for j, (other, name) in enumerate(points)
+                if j != i
+            ]
             near = sum(exp(similarity) for similarity, same in terms if same)
             if near:
                 values.append(-log(near / sum(exp(similarity) for similarity, _ in terms)))
@@ -270,16 +306,27 @@ def test_losses_are_finite_and_their_gradients_reach_the_clips_and_all_layers(co
 # Options --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"paces": [2]}, "at least two paces"), ({"paces": [2, 2]}, "all different"), ({"paces": ["1/2", 0.5]}, "got 0.5"),
-    ({"paces": [0, 1]}, "whole number from 1"), ({"paces": ["3/2", 1]}, "'1/2'"), ({"paces": ["1/0", 1]}, "whole"),
-    ({"paces": [True, 2]}, "whole number"), ({"paces": [1, 2], "step": 2}, "step has no effect"),
-    ({"count": 1}, "greater"),
-    ({"reading": "row_wise"}, "global_ratio"), ({"contrast_weight": 1}, "contrast_weight has no effect"),
-    ({"projection": None}, "projection has no effect"), ({"classification_weight": 0}, "nothing to learn"),
-    ({"classification_weight": 0, "contrast": "same_pace", "layers": 2}, "layers has no effect"),
-    ({"pace": [1, 2]}, "did you mean 'paces'"), ({"short": "clamp"}, "'fit' or 'loop'"),
-])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"paces": [2]}, "at least two paces"),
+        ({"paces": [2, 2]}, "all different"),
+        ({"paces": ["1/2", 0.5]}, "got 0.5"),
+        ({"paces": [0, 1]}, "whole number from 1"),
+        ({"paces": ["3/2", 1]}, "'1/2'"),
+        ({"paces": ["1/0", 1]}, "whole"),
+        ({"paces": [True, 2]}, "whole number"),
+        ({"paces": [1, 2], "step": 2}, "step has no effect"),
+        ({"count": 1}, "greater"),
+        ({"reading": "row_wise"}, "global_ratio"),
+        ({"contrast_weight": 1}, "contrast_weight has no effect"),
+        ({"projection": None}, "projection has no effect"),
+        ({"classification_weight": 0}, "nothing to learn"),
+        ({"classification_weight": 0, "contrast": "same_pace", "layers": 2}, "layers has no effect"),
+        ({"pace": [1, 2]}, "did you mean 'paces'"),
+        ({"short": "clamp"}, "'fit' or 'loop'"),
+    ],
+)
 def test_options_that_cannot_be_meant_are_one_sentence(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match="^plugins.pace: [^\n]+$") as error:
         build(Pace.Config, options, "plugins.pace")

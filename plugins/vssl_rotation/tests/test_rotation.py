@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, Features, Request, Sample, View, Window, Windows
 from vssl_core.config import RunConfig, build, to_tree
-from vssl_core.requests import plan
+from vssl_core.joining import plan
 from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
 from vssl_rotation.objective import Rotation
@@ -24,8 +24,16 @@ ANYTHING = {name: ANY for name in ("strides", "placement", "boxes", "flips", "tu
 def rotation(**options: object) -> Rotation:
     """A built objective on features of six numbers."""
     context = Context(
-        name="rotation", clip=ClipSettings(8, 48, 1), backbone=torch.nn.Identity(), feature_dim=DIM, stages={},
-        videos=100, epochs=1, steps_per_epoch=1, batch_size=4, world_size=1,
+        name="rotation",
+        clip=ClipSettings(8, 48, 1),
+        backbone=torch.nn.Identity(),
+        feature_dim=DIM,
+        stages={},
+        videos=100,
+        epochs=1,
+        steps_per_epoch=1,
+        batch_size=4,
+        world_size=1,
     )
     torch.manual_seed(0)
     return Rotation(build(Rotation.Config, options, "plugins.rotation"), context)
@@ -34,7 +42,7 @@ def rotation(**options: object) -> Rotation:
 def group_request(objective: Rotation, clips: int = 1) -> Request:
     """The group that the objective reads with a neighbour of so many clips."""
     requests = {"rotation": objective.requests(), "neighbour": {"clip": Request(clips=clips, **ANYTHING)}}
-    group, = plan(requests, RunConfig().clip_request()).groups
+    (group,) = plan(requests, RunConfig().clip_request()).groups
     return group.request
 
 
@@ -48,14 +56,19 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor) -> Batch:
     """The batch that a step would hold for these windows, with given features (clips, B, D)."""
     views = []
     for clip in range(len(vectors)):
-        arrays = [window_arrays(row[clip]) for row in rows]
-        windows = Windows(**{key: torch.from_numpy(np.stack([row[key] for row in arrays])) for key in arrays[0]})
+        arrays = window_arrays([row[clip] for row in rows])
+        windows = Windows(**{key: torch.from_numpy(array) for key, array in arrays.items()})
         features = Features(lambda clip=clip: {"stage5": vectors[clip][:, :, None, None, None]})
         empty = torch.zeros(len(rows), 3, 8, 1, 1)
         views.append(View(empty, empty[:, :, :0], windows, {}, features))
     return Batch(
-        "rotation", {"clip": tuple(views)}, torch.arange(len(rows)), [Sample(0, 0, 0, n) for n in range(len(rows))],
-        epoch=0, progress=0.0, encode=lambda clip: Features(dict),
+        "rotation",
+        {"clip": tuple(views)},
+        torch.arange(len(rows)),
+        [Sample(0, 0, 0, n) for n in range(len(rows))],
+        epoch=0,
+        progress=0.0,
+        encode=lambda clip: Features(dict),
     )
 
 
@@ -63,9 +76,9 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor) -> Batch:
 @settings(max_examples=60, deadline=None)
 def test_undoing_the_label_gives_the_clip_as_filmed(seed: int, size: tuple[int, int]) -> None:
     """Label 0 is the crop as it is; the others are undone clockwise; a flip comes before the turn."""
-    window, = draw_windows(group_request(rotation()), Sample(seed, 0, 0, 0), "rotation/clip", 60, size)
+    (window,) = draw_windows(group_request(rotation()), Sample(seed, 0, 0, 0), "rotation/clip", 60, size)
     top, left, height, width = window.box
-    crop = np.arange(size[0] * size[1]).reshape(size)[top:top + height, left:left + width]
+    crop = np.arange(size[0] * size[1]).reshape(size)[top : top + height, left : left + width]
     upright = crop[:, ::-1] if window.flip else crop
     seen = window.carry(crop)
     assert np.array_equal(np.rot90(seen, -window.turns), upright)

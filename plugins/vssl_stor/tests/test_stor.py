@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from vssl_core import ANY, PLAIN, Batch, ClipSettings, ConfigError, Context, Features, Sample, View, Window, Windows
 from vssl_core.config import RunConfig, build, to_tree
-from vssl_core.requests import Independent, Overlapping, Request, Strides, Turns, plan
+from vssl_core.joining import plan
+from vssl_core.requests import Independent, Overlapping, Request, Strides, Turns
 from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
 from vssl_stor.objective import Stor
@@ -26,8 +27,16 @@ DIM = 6
 def stor(**options: object) -> Stor:
     """A built objective on features of six numbers."""
     context = Context(
-        name="stor", clip=ClipSettings(16, 112, 1), backbone=torch.nn.Identity(), feature_dim=DIM, stages={},
-        videos=100, epochs=1, steps_per_epoch=1, batch_size=4, world_size=1,
+        name="stor",
+        clip=ClipSettings(16, 112, 1),
+        backbone=torch.nn.Identity(),
+        feature_dim=DIM,
+        stages={},
+        videos=100,
+        epochs=1,
+        steps_per_epoch=1,
+        batch_size=4,
+        world_size=1,
     )
     torch.manual_seed(0)
     return Stor(build(Stor.Config, options, "plugins.stor"), context)
@@ -45,8 +54,13 @@ def pair_request(objective: Stor, neighbour: Request | None = None, **clip: obje
 def turned_at_pace(strides: tuple = (1, 2, 4, 8)) -> Request:
     """A neighbour that plays clips at several paces and turns them."""
     return Request(
-        clips=(1, 2), strides=Strides(strides), turns=Turns((0, 1, 2, 3)),
-        placement=ANY, boxes=ANY, flips=ANY, appearance=ANY,
+        clips=(1, 2),
+        strides=Strides(strides),
+        turns=Turns((0, 1, 2, 3)),
+        placement=ANY,
+        boxes=ANY,
+        flips=ANY,
+        appearance=ANY,
     )
 
 
@@ -62,14 +76,21 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor | None = None
     vectors = torch.zeros(count, len(rows), DIM) if vectors is None else vectors
     views = []
     for clip in range(count):
-        arrays = [window_arrays(row[clip]) for row in rows]
-        windows = Windows(**{key: torch.from_numpy(np.stack([a[key] for a in arrays])) for key in arrays[0]})
+        arrays = window_arrays([row[clip] for row in rows])
+        windows = Windows(**{key: torch.from_numpy(array) for key, array in arrays.items()})
         features = Features(lambda clip=clip: {"stage5": vectors[clip][:, :, None, None, None]})
         empty = torch.zeros(len(rows), 3, 16, 1, 1)
         views.append(View(empty, empty[:, :, :0], windows, {}, features))
     samples = [Sample(0, 0, row[0].visit, row[0].video) for row in rows]
-    return Batch("stor", {"pair": tuple(views)}, torch.arange(len(rows)), samples, epoch=0, progress=0.0,
-                 encode=lambda clip: Features(dict))
+    return Batch(
+        "stor",
+        {"pair": tuple(views)},
+        torch.arange(len(rows)),
+        samples,
+        epoch=0,
+        progress=0.0,
+        encode=lambda clip: Features(dict),
+    )
 
 
 def labels(objective: Stor, rows: list[tuple[Window, ...]]) -> dict[str, list[int]]:
@@ -80,7 +101,7 @@ def labels(objective: Stor, rows: list[tuple[Window, ...]]) -> dict[str, list[in
 def cut(window: Window, image: np.ndarray) -> np.ndarray:
     """The window's box of an image, flipped and then turned."""
     top, left, height, width = window.box
-    crop = image[top:top + height, left:left + width]
+    crop = image[top : top + height, left : left + width]
     return np.rot90(crop[:, ::-1] if window.flip else crop, window.turns)
 
 
@@ -97,7 +118,7 @@ def test_spatial_labels_count_the_pixels_that_both_clips_show(seed: int, size: t
     left, right = draw_windows(request, Sample(seed, 0, 0, 0), "stor/pair", total, size)
     image = np.arange(size[0] * size[1]).reshape(size)
     shared = len(np.intersect1d(cut(left, image), cut(right, image))) / (left.box[2] * left.box[3])
-    label, = labels(objective, [(left, right)])["space"]
+    (label,) = labels(objective, [(left, right)])["space"]
     assert label == int(np.argmin([abs(shared - rate) for rate in RATES]))
     assert abs(shared - RATES[label]) <= 1 / (2 * left.box[2]) + 1e-6
     assert left.box[2:] == right.box[2:]
@@ -114,7 +135,7 @@ def test_sixteen_frames_share_sixteen_thirteen_ten_seven_or_four(seed: int, tota
     objective = stor()
     request = pair_request(objective, turned_at_pace())
     left, right = draw_windows(request, Sample(seed, 0, 0, 0), "stor/pair", total, (120, 160))
-    label, = labels(objective, [(left, right)])["time"]
+    (label,) = labels(objective, [(left, right)])["time"]
     assert left.real.all() and right.real.all() and left.stride == right.stride
     assert len(np.intersect1d(left.indices, right.indices)) == (4, 7, 10, 13, 16)[label]
     turned = replace(right, flip=flip, turns=turns)
@@ -124,7 +145,10 @@ def test_sixteen_frames_share_sixteen_thirteen_ten_seven_or_four(seed: int, tota
 @given(seed=SEEDS, frames=st.integers(4, 12), total=st.integers(12, 200), stride=st.sampled_from((1, 2, "1/3")))
 @settings(max_examples=150, deadline=None)
 def test_temporal_labels_say_what_frames_are_shared_at_any_length(
-    seed: int, frames: int, total: int, stride: int | str,
+    seed: int,
+    frames: int,
+    total: int,
+    stride: int | str,
 ) -> None:
     """Where no whole number of samples fits a rate: the label follows the samples that are really shared."""
     request = pair_request(stor(), turned_at_pace((Fraction(stride),)), frames=frames)
@@ -132,12 +156,12 @@ def test_temporal_labels_say_what_frames_are_shared_at_any_length(
     apart = abs(left.start - right.start) / left.stride  # in samples
     assert apart.denominator == 1 or left.stride > 1
     shared = 1 - min(apart / (frames - 1), 1)
-    label, = labels(stor(), [(left, right)])["time"]
+    (label,) = labels(stor(), [(left, right)])["time"]
     assert abs(shared - Fraction(str(RATES[label]))) == min(abs(shared - Fraction(str(rate))) for rate in RATES)
     if apart.denominator == 1:  # so many samples later, one clip is the other: forward and backward alike
         early, late = sorted((left, right), key=lambda window: window.start)
         kept = frames - int(apart)
-        assert early.nominal[frames - kept:].tolist() == late.nominal[:kept].tolist()
+        assert early.nominal[frames - kept :].tolist() == late.nominal[:kept].tolist()
 
 
 @pytest.mark.parametrize("total", [1, 2, 5, 15])
@@ -230,15 +254,23 @@ def test_losses_are_finite_and_their_gradients_reach_both_clips_and_both_heads(s
     assert vectors.grad.isfinite().all() and vectors.grad[0].any() and vectors.grad[1].any()
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"rates": (0.5,)}, "from two to seven different rates"), ({"rates": 8}, "from two to seven different rates"),
-    ({"rates": (0.5, 0.5)}, "different rates"), ({"rates": (0.0, 0.5)}, "above 0"),
-    ({"rates": (0.5, 1.2)}, "at most 1"), ({"temporal_weight": 0}, "greater than 0"),
-    ({"spatial": False, "temporal": False}, "nothing to learn"), ({"layers": 1, "hidden": 8}, "hidden has no effect"),
-    ({"spatial": False, "spatial_weight": 2}, "spatial_weight has no effect"), ({"rate": 5}, "did you mean 'rates'"),
-    ({"temporal": False, "temporal_rates": (0.5, 1.0)}, "temporal_rates has no effect"),
-    ({"rates": 3, "spatial_rates": 4, "temporal_rates": 5}, "rates has no effect"),
-])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"rates": (0.5,)}, "from two to seven different rates"),
+        ({"rates": 8}, "from two to seven different rates"),
+        ({"rates": (0.5, 0.5)}, "different rates"),
+        ({"rates": (0.0, 0.5)}, "above 0"),
+        ({"rates": (0.5, 1.2)}, "at most 1"),
+        ({"temporal_weight": 0}, "greater than 0"),
+        ({"spatial": False, "temporal": False}, "nothing to learn"),
+        ({"layers": 1, "hidden": 8}, "hidden has no effect"),
+        ({"spatial": False, "spatial_weight": 2}, "spatial_weight has no effect"),
+        ({"rate": 5}, "did you mean 'rates'"),
+        ({"temporal": False, "temporal_rates": (0.5, 1.0)}, "temporal_rates has no effect"),
+        ({"rates": 3, "spatial_rates": 4, "temporal_rates": 5}, "rates has no effect"),
+    ],
+)
 def test_options_that_cannot_be_meant_are_one_sentence(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match="^plugins.stor.*") as error:
         build(Stor.Config, options, "plugins.stor")
