@@ -15,7 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vssl_core import Batch, Combiner, Context, Objective, PluginConfig, Request, Splits, Terms, Videos, hookimpl
+from vssl_core import (
+    Batch,
+    Combiner,
+    Context,
+    Objective,
+    Observer,
+    PluginConfig,
+    Request,
+    Splits,
+    Terms,
+    Videos,
+    hookimpl,
+)
 from vssl_core.config import RunConfig
 from vssl_core.plugins import Plugin, load, new_manager, register
 from vssl_core.run.build import choose
@@ -100,7 +112,7 @@ def open_small(
 ) -> Run:
     """A run in `folder`, new or resumed, that trains these plugins.
 
-    A plugin is an Objective or Combiner class, an observer (any object with hooks), or None for one that is installed.
+    A plugin is an Objective, Combiner or Observer class, any object with hooks, or None for one that is installed.
     `options` is {plugin: its options}.
     """
     options = options or {}
@@ -123,6 +135,8 @@ def offer(what: Any) -> Any:
         return SimpleNamespace(vssl_objective=hookimpl(lambda: what))
     if isinstance(what, type) and issubclass(what, Combiner):
         return SimpleNamespace(vssl_combine=hookimpl(lambda: what))
+    if isinstance(what, type) and issubclass(what, Observer):
+        return SimpleNamespace(vssl_observer=hookimpl(lambda: what))
     return what
 
 

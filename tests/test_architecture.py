@@ -209,6 +209,7 @@ USUAL = 320  # lines
 # What may be longer, and how long. One more line here is a reason to ask whether a file is two rooms.
 LONG = {
     "vssl_core/config.py": 450,
+    "vssl_core/data/clips.py": 340,
     "vssl_core/run/engine.py": 450,
     "vssl_core/windows.py": 400,
 }
@@ -313,6 +314,10 @@ def vssl_epoch_order(run):
     return [4, 1, 4, 0] if run.epoch == 0 else None
 
 @hookimpl
+def vssl_forward_end(run, losses, weights, shared):
+    heard.append(f"forward_end {sorted(losses)} {weights} {len(shared.features)}")
+
+@hookimpl
 def vssl_backward_end(run):
     heard.append(f"backward_end {run.step} {all(p.grad is not None for p in run.backbone.parameters())}")
 
@@ -329,7 +334,7 @@ def vssl_run_end(run, error):
     heard.append(f"run_end {error}")
 """
 TELLER = """
-from vssl_core import Combiner, Evaluation, Needs, Objective, Request, Result, Terms, head, hookimpl
+from vssl_core import Combiner, Evaluation, Needs, Objective, Observer, Request, Result, Terms, head, hookimpl
 
 class Teller(Objective):
     def __init__(self, config, context):
@@ -359,6 +364,15 @@ def vssl_objective():
 def vssl_combine():
     return Twice
 
+class Note(Observer):
+    @hookimpl
+    def vssl_backward_end(self, run):
+        run.note(f"{self.name}/step", run.step)
+
+@hookimpl
+def vssl_observer():
+    return Note
+
 @hookimpl
 def vssl_evaluation():
     return Count
@@ -366,7 +380,7 @@ def vssl_evaluation():
 
 
 def test_every_hook_is_asked_and_announced_in_its_order(distribute: Distribute, tmp_path: Path) -> None:
-    """All twelve, offered by a stranger's distribution, in a run of two epochs."""
+    """All fourteen, offered by a stranger's distribution, in a run of two epochs."""
     from small_runs import videos_folder
 
     modules = {"listener": LISTENER, "teller": TELLER}
@@ -378,16 +392,18 @@ def test_every_hook_is_asked_and_announced_in_its_order(distribute: Distribute, 
     heard = sys.modules["listener"].heard
     news = [line for line in heard if line not in ("source", "backbone")]
     assert {"source", "backbone"} < set(heard)
-    assert news[:8] == [
-        "run_start 0", "epoch_start 0", "epoch_order 0", "backward_end 0 True", "step_end 1 [1, 4]",
-        "backward_end 1 True", "step_end 2 [0, 4]", "epoch_end 1",
+    forward = "forward_end ['teller'] {'teller': 1.0} 1"
+    assert news[:10] == [
+        "run_start 0", "epoch_start 0", "epoch_order 0", forward, "backward_end 0 True", "step_end 1 [1, 4]",
+        forward, "backward_end 1 True", "step_end 2 [0, 4]", "epoch_end 1",
     ]  # fmt: skip
-    assert [line.split()[0] for line in news[8:]] == [
-        "epoch_start", "epoch_order", *["backward_end", "step_end"] * 3, "epoch_end", "run_end",
+    assert [line.split()[0] for line in news[10:]] == [
+        "epoch_start", "epoch_order", *["forward_end", "backward_end", "step_end"] * 3, "epoch_end", "run_end",
     ]  # fmt: skip
     assert news[-1] == "run_end None"
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(step["loss"] == pytest.approx(2 * step["teller/size"]) for step in steps)
+    assert [step["teller/step"] for step in steps] == [0, 1, 2, 3, 4]  # what the observer noted
     assert cli.main(["evaluate", "--run", run, "--evaluations", "teller"]) == 0
     assert json.loads((tmp_path / "run/evaluations/teller.json").read_text())["metrics"] == {"videos": 6.0}
     defined = set(re.findall(r"def (vssl_\w+)", LISTENER + TELLER))
@@ -423,6 +439,7 @@ FLAGS = {
     "plugins": "name?",
     "doctor": "",
     "bench": "names* --clips --json",
+    "sweep": "file --run --data --parallel --retry-failed --dry-run overrides*",
     "status": "run",
     "demo": "--run overrides*",
 }

@@ -37,11 +37,13 @@ from vssl_core import (
     ConfigError,
     Context,
     Objective,
+    Observer,
     ParameterGroup,
     PluginConfig,
     PluginError,
     Request,
     Run,
+    Shared,
     Strides,
     Terms,
     hookimpl,
@@ -539,6 +541,39 @@ def test_lars_follows_a_slow_reference() -> None:
         torch.testing.assert_close(parameter.detach(), value)
 
 
+# Observers ------------------------------------------------------------------------------------------------------------
+
+
+class Slopes(Observer):
+    """Notes the gradient of each objective on the shared features, every so many steps."""
+
+    class Config(PluginConfig):
+        """How often."""
+
+        every: int = 1
+
+    @hookimpl
+    def vssl_forward_end(self, run: Run, losses: Mapping[str, Tensor], shared: Any) -> None:
+        if run.step % self.config.every == 0:
+            for name, loss in losses.items():
+                found = torch.autograd.grad(loss, shared.features, retain_graph=True, allow_unused=True)
+                size = sum(part.square().sum() for part in found if part is not None)
+                run.note(f"{self.name}/{name}", size.sqrt())
+
+
+def test_an_observer_differentiates_and_changes_nothing(tmp_path: Path) -> None:
+    """What it notes stands beside the step's metrics, in the steps it looks at; the weights are as without it."""
+    plugins, watch = {"colour": Colour, "plain": Plain}, Watch()
+    alone = train(tmp_path / "alone", plugins)
+    both = train(
+        tmp_path / "both", {**plugins, "slopes": Slopes, "watch": watch}, options={"slopes": {"every": 2}}, epochs=2
+    )
+    assert_equal(weights(alone.ensemble), weights(both.ensemble))
+    noted = [{name for name in report.metrics if name.startswith("slopes/")} for report in watch.reports]
+    assert noted[:4] == [{"slopes/colour", "slopes/plain"}, set()] * 2
+    assert all(report.numbers["slopes/colour"] > 0 for report in watch.reports[::2])
+
+
 # Combiners ------------------------------------------------------------------------------------------------------------
 
 
@@ -555,8 +590,8 @@ class Loudest(Combiner):
         self.scale = nn.Parameter(torch.tensor(config.factor))
         self.given: list[Any] = []
 
-    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: tuple[Tensor, ...]) -> Tensor:
-        self.given.append((set(losses), dict(weights), [tuple(value.shape) for value in shared]))
+    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> Tensor:
+        self.given.append((set(losses), dict(weights), [tuple(value.shape) for value in shared.features]))
         return self.scale * torch.stack([weights[name] * loss for name, loss in losses.items()]).max()
 
 

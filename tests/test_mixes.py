@@ -52,14 +52,6 @@ MINIATURES: dict[str, Request] = {
         placement=ANY, boxes=ANY, flips=ANY, appearance=Appearance("kept", "clip"), measures=(Measure("motion", _flow),)
     ),
     "concepts-like": Request(tail=1, placement=ANY, boxes=ANY, flips=ANY, appearance=Appearance(per="clip")),
-    "multilevel-like": Request(
-        clips=3,
-        strides=Strides(Between(1, 3), shared=True, short="fit"),
-        placement=Halves(overview=True),
-        boxes=Boxes(Independent(), (0.5, 1.0)),
-        flips=ANY,
-        appearance=Appearance("jittered", "frame"),
-    ),
     "saccades-like": Request(
         clips=10, boxes=Boxes(Independent()), flips=ANY, appearance=Appearance("jittered", "clip")
     ),

@@ -47,22 +47,26 @@ _ROOMS = {
         "ExtractedFeatures",
         "Needs",
         "Objective",
+        "Observer",
         "ParameterGroup",
         "PluginConfig",
         "Result",
+        "Shared",
+        "Shot",
         "SplitFeatures",
         "Terms",
     ),
     "vssl_core.nets.layers": ("head", "mlp"),
     "vssl_core.nets.ema": ("Ema",),
     "vssl_core.nets.queue": ("Queue", "queue_size"),
+    "vssl_core.nets.memory": ("MemoryBank", "ShardedMemoryBank"),
     "vssl_core.nets.shuffle": ("shuffled",),
     "vssl_core.nets.sinkhorn": ("sinkhorn",),
     "vssl_core.nets.clustering": ("Clusters", "concentration", "kmeans"),
     "vssl_core.nets.backbones": ("Backbone", "build_backbone"),
     "vssl_core.data.sources": ("SourceOptions", "Splits"),
     "vssl_core.data.videos": ("Videos",),
-    "vssl_core.distributed": ("broadcast", "gather", "mean", "rank", "world_size"),
+    "vssl_core.distributed": ("average", "broadcast", "gather", "mean", "rank", "world_size"),
     "vssl_core.run.engine": ("Run",),
     "vssl_core.run.report": ("Report",),
     "vssl_core.run.weights": ("load_backbone",),
@@ -93,8 +97,10 @@ __all__ = [
     "Halves",
     "Independent",
     "Measure",
+    "MemoryBank",
     "Needs",
     "Objective",
+    "Observer",
     "Overlapping",
     "PLAIN",
     "ParameterGroup",
@@ -107,6 +113,9 @@ __all__ = [
     "Run",
     "Same",
     "Sample",
+    "ShardedMemoryBank",
+    "Shared",
+    "Shot",
     "SourceOptions",
     "SplitFeatures",
     "Splits",
@@ -121,6 +130,7 @@ __all__ = [
     "VsslError",
     "Window",
     "Windows",
+    "average",
     "broadcast",
     "build_backbone",
     "concentration",
@@ -155,13 +165,14 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from vssl_core.data.sources import SourceOptions, Splits
     from vssl_core.data.videos import Videos
-    from vssl_core.distributed import broadcast, gather, mean, rank, world_size
+    from vssl_core.distributed import average, broadcast, gather, mean, rank, world_size
     from vssl_core.errors import CheckpointError, ConfigError, DataError, PluginError, UserError, VideoError, VsslError
     from vssl_core.hookspecs import hookimpl
     from vssl_core.nets.backbones import Backbone, build_backbone
     from vssl_core.nets.clustering import Clusters, concentration, kmeans
     from vssl_core.nets.ema import Ema
     from vssl_core.nets.layers import head, mlp
+    from vssl_core.nets.memory import MemoryBank, ShardedMemoryBank
     from vssl_core.nets.queue import Queue, queue_size
     from vssl_core.nets.shuffle import shuffled
     from vssl_core.nets.sinkhorn import sinkhorn
@@ -173,9 +184,11 @@ if TYPE_CHECKING:
         ExtractedFeatures,
         Needs,
         Objective,
+        Observer,
         ParameterGroup,
         PluginConfig,
         Result,
+        Shared,
         SplitFeatures,
         Terms,
     )

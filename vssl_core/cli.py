@@ -39,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="SOURCE[:ROOT] or a path; the run's own where absent")
     evaluate.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
+    sweep = commands.add_parser("sweep", help="the runs of a sweep file, their evaluations and the table")
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="a base experiment, what varies, and the papers' numbers")
+    sweep.add_argument("--run", help="the sweep's folder, runs/sweeps/<file name> if absent; starting it again goes on")
+    sweep.add_argument("--data", help="SOURCE[:ROOT] or a path, for every run")
+    sweep.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time")
+    sweep.add_argument("--retry-failed", action="store_true", help="do the runs again that have failed")
+    sweep.add_argument("--dry-run", action="store_true", help="print cells and what is to be done; writes nothing")
+    sweep.add_argument("overrides", nargs="*", metavar=OVERRIDES)
+
     data = commands.add_parser("data", help="look after data sets")
     what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
     check = what.add_parser("check", help="decode every file, list those that cannot be read")
@@ -119,6 +128,13 @@ def _run(options: argparse.Namespace) -> int:
             from vssl_core.commands.evaluate import evaluate
 
             return evaluate(options.run, options.evaluations, options.baseline, options.data, options.overrides)
+        case "sweep":
+            from vssl_core.commands.sweep import sweep
+
+            return sweep(
+                options.file, options.run, options.data, options.parallel, options.overrides,
+                retry_failed=options.retry_failed, dry_run=options.dry_run,
+            )  # fmt: skip
         case "data":
             from vssl_core.commands import data
 
@@ -144,3 +160,7 @@ def _run(options: argparse.Namespace) -> int:
 
             return demo(options.run, options.overrides)
     raise AssertionError(options.command)
+
+
+if __name__ == "__main__":  # `python -m vssl_core.cli`, and its worker processes import this file again
+    raise SystemExit(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vssl_core.errors import ConfigError, did_you_mean
 from vssl_core.looks import AppearanceSettings
@@ -175,6 +175,21 @@ class LogSection(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events")
 
 
+def _names_or_mapping(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if len(set(map(str, value))) < len(value):
+            raise ValueError("names a plugin twice")
+        return {str(name): {} for name in value}
+    if isinstance(value, dict):
+        return {name: {} if options is None else options for name, options in value.items()}
+    return value
+
+
+Plugins = Annotated[
+    dict[str, dict[str, Any]], BeforeValidator(_names_or_mapping)
+]  # a list of names, or {name: options}
+
+
 class RunConfig(Section):
     """The whole configuration of a run."""
 
@@ -182,9 +197,7 @@ class RunConfig(Section):
     data: DataSection = DataSection()
     clip: ClipSection = ClipSection()
     appearance: AppearanceSettings = AppearanceSettings()
-    plugins: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="the chosen plugins, in order, and their options"
-    )
+    plugins: Plugins = Field(default_factory=dict, description="the chosen plugins, in order, and their options")
     weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="mixing weight of each objective: a number or {value, start_epoch, ramp_epochs}; 1 where absent",
@@ -199,17 +212,6 @@ class RunConfig(Section):
     device: DeviceSection = DeviceSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
-
-    @field_validator("plugins", mode="before")
-    @classmethod
-    def _names_or_mapping(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            if len(set(map(str, value))) < len(value):
-                raise ValueError("names a plugin twice")
-            return {str(name): {} for name in value}
-        if isinstance(value, dict):
-            return {name: {} if options is None else options for name, options in value.items()}
-        return value
 
     def weight(self, name: str, epoch: float) -> float:
         """The mixing weight of an objective at a moment, in epochs since the start."""
@@ -245,17 +247,31 @@ def load_config(
     """The configuration from a file, the command line's choice of plugins and data, and `key=value` overrides, in
     this order.
 
-    `plugins` replaces the set of the file: options of those chosen stay, others' are dropped. Raises `ConfigError`.
+    `plugins` replaces the set of the file: options and weights of those chosen stay, others' are dropped. Raises
+    `ConfigError`.
     """
     tree = read_yaml(path) if path else {}
+    return settle(tree, path or "config", plugins=plugins, data=data, overrides=overrides)
+
+
+def settle(
+    tree: Mapping[str, Any],
+    where: str,
+    *,
+    plugins: Sequence[str] | None = None,
+    data: tuple[str, str | None] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """As `load_config`, from the keys and values of a file; `where` is what its errors begin with."""
+    tree = dict(tree)
     if plugins is not None:
-        tree["plugins"] = _choose(tree, plugins)
+        tree |= {**_of_the_chosen(tree, plugins), "plugins": _choose(tree, plugins)}
     if data is not None:
         known = tree.get("data") or {}
         tree["data"] = {**known, "source": data[0], "root": data[1]} if isinstance(known, dict) else known
     for override in overrides:
         _override(tree, override)
-    return build(RunConfig, tree, path or "config")
+    return build(RunConfig, tree, where)
 
 
 def _choose(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -264,6 +280,28 @@ def _choose(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"plugins: '{name}' is named twice; name it once")
     known = tree.get("plugins") or {}
     return {name: (known.get(name) or {}) if isinstance(known, dict) else {} for name in names}
+
+
+def _of_the_chosen(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The file's weights and views without the plugins of the file that are not chosen."""
+    known = tree.get("plugins")
+    known = known if isinstance(known, list | dict) else ()
+    dropped = {name for name in known if isinstance(name, str)} - set(names)
+    weights, views = tree.get("weights"), tree.get("views")
+    found: dict[str, Any] = {}
+    if isinstance(weights, dict):
+        found["weights"] = {name: weight for name, weight in weights.items() if name not in dropped}
+    if isinstance(views, dict):
+        found["views"] = {key: _without(value, dropped) for key, value in views.items()}
+    return found
+
+
+def _without(value: Any, dropped: set[str]) -> Any:
+    """A list of names, or of lists of names, without the dropped ones and without what is empty then."""
+    if not isinstance(value, list | tuple):
+        return value
+    kept = [_without(part, dropped) for part in value if not (isinstance(part, str) and part in dropped)]
+    return [part for part in kept if part != []]
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -1,8 +1,7 @@
 """The hooks: how plugins are found and what is announced to them. Read this first.
 
-A hook finds; a class works. The first five offer things to the engine, the others announce moments. An implementation
-may take any
-subset of the arguments. Entry-point group `vssl`; the entry point's name is the plugin's name everywhere.
+A hook finds; a class works. The first six offer things to the engine, the others announce moments. An implementation
+may take any subset of the arguments. Entry-point group `vssl`; the entry point's name is the plugin's name everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from vssl_core.objective import Combiner, Evaluation, Objective
+    from torch import Tensor
+
+    from vssl_core.objective import Combiner, Evaluation, Objective, Observer, Shared
     from vssl_core.run.engine import Run
     from vssl_core.run.report import Report
 
@@ -48,6 +49,11 @@ def vssl_combine() -> type[Combiner]:
 
 
 @hookspec
+def vssl_observer() -> type[Observer]:
+    """Offer an observer that has options: the engine builds one for each run, and it hears what is announced."""
+
+
+@hookspec
 def vssl_epoch_order(run: Run) -> Sequence[int] | None:
     """The order of videos this epoch: final, may be shorter than the list and repeat videos; None for no opinion.
 
@@ -63,6 +69,14 @@ def vssl_run_start(run: Run) -> None:
 @hookspec
 def vssl_epoch_start(run: Run) -> None:
     """An epoch of the logical run begins: the place to cluster. Not announced again after a resume inside the epoch."""
+
+
+@hookspec
+def vssl_forward_end(run: Run, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> None:
+    """The losses of a microbatch are there, by objective and unweighted, and nothing is differentiated yet.
+
+    The graph is whole: `torch.autograd.grad(loss, shared.features, retain_graph=True)` is possible here.
+    """
 
 
 @hookspec

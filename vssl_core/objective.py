@@ -1,4 +1,4 @@
-"""What a plugin author writes: an objective (a loss on views), an evaluation, or a combiner of losses."""
+"""What a plugin author writes: an objective (a loss on views), an evaluation, a combiner of losses, an observer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from vssl_core.requests import Request
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vssl_core.views import Batch
+    from vssl_core.windows import Window
 
 
 class PluginConfig(BaseModel):
@@ -108,12 +111,49 @@ class Objective(nn.Module, ABC):
         """Parameters that are not trained like the rest; each at most once."""
         return ()
 
+    def named_features(self, batch: Batch) -> Mapping[str, Tensor]:
+        """{name: (B, D)} of `(view,) = batch["clips"]`: vectors that evaluations may read like a stage of the backbone,
+        as `<plugin>/<name>`.
+
+        In eval mode, without gradient, of a clip without tail; names and widths do not depend on what the clip shows.
+        """
+        return {}
+
+    def pictures(self, batch: Batch, shots: Mapping[str, tuple[Shot, ...]]) -> Mapping[str, Any]:
+        """{name: a matplotlib figure}: what a person looks at to believe the labels; `vssl data labels` shows it.
+
+        `batch` holds one video as `forward` sees it; `shots` have the same clips, slot by slot, as pixels and windows.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One clip as it was cut: pixels that nothing was done to yet, and where they come from."""
+
+    window: Window
+    frames: np.ndarray  # (T,H,W,3) uint8, whole frames as filmed
+    clip: np.ndarray  # (T,S,S,3) uint8, cut, resized, mirrored and turned; tail frames included
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the losses of one microbatch stand on together: where gradients of objectives meet."""
+
+    features: tuple[Tensor, ...]  # the last feature map of every clip that was asked for, (B,D,T,H,W) each
+    backbone: nn.Module
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """Those of the backbone that are trained."""
+        return tuple(parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
+
 
 class Combiner(nn.Module, ABC):
     """A way from named losses to the scalar that is differentiated; may hold parameters of its own.
 
-    `shared` are the feature maps that several losses may stand on, so that a combiner can look at, and change,
-    gradients there.
+    Under several ranks it runs on each with its own rows, before gradients are averaged: what compares gradients has to
+    exchange them (`vssl_core.average`).
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
@@ -124,8 +164,21 @@ class Combiner(nn.Module, ABC):
         self.names = names
 
     @abstractmethod
-    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> Tensor:
         """The total, a scalar; `losses` holds {objective: the sum of its terms}, only those with a weight above 0."""
+
+
+class Observer:
+    """Watches a run and changes nothing in it: its `@hookimpl` methods hear what is announced, on every rank.
+
+    `name` is the plugin's. What it measures it hands to `run.note(name, value)`, which logs it with the step.
+    """
+
+    Config: ClassVar[type[PluginConfig]] = PluginConfig
+
+    def __init__(self, config: Any, name: str) -> None:
+        self.config = config
+        self.name = name
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------

@@ -6,15 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from vssl_core import hookspecs
 from vssl_core.errors import PluginError, did_you_mean
 
+if TYPE_CHECKING:
+    from vssl_core.objective import PluginConfig
+
 GROUP = "vssl"
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_KINDS = ("objective", "evaluation", "combine", "observer")  # what a hook vssl_<kind> offers as a class
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,20 @@ class Plugin:
     objective: type | None
     evaluation: type | None
     combiner: type | None
+    observer: type | None = None
 
     @property
     def kind(self) -> str:
         offered = {"objective": self.objective, "evaluation": self.evaluation, "combiner": self.combiner}
         return next((kind for kind, what in offered.items() if what is not None), "observer")
+
+    @property
+    def options(self) -> type[PluginConfig]:
+        """The class of the plugin's options."""
+        from vssl_core.objective import PluginConfig
+
+        offered: Any = self.objective or self.evaluation or self.combiner or self.observer
+        return offered.Config if offered else PluginConfig
 
 
 def installed() -> dict[str, list[Offer]]:
@@ -121,9 +134,9 @@ def _load(offer: Offer, manager: pluggy.PluginManager) -> Plugin:
 def register(manager: pluggy.PluginManager, name: str, module: Any, where: str, distribution: str = "") -> Plugin:
     """Register a plugin's module (or object) and read what it offers; a misspelt hook is an error that names it."""
     listen(manager, module, name, where)
-    offered = {kind: _ask(module, f"vssl_{kind}", where) for kind in ("objective", "evaluation", "combine")}
+    offered = {kind: _ask(module, f"vssl_{kind}", where) for kind in _KINDS}
     _check_classes(offered, where)
-    return Plugin(name, distribution, module, offered["objective"], offered["evaluation"], offered["combine"])
+    return Plugin(name, distribution, module, *offered.values())
 
 
 def listen(manager: pluggy.PluginManager, listener: Any, name: str, where: str) -> None:
@@ -166,10 +179,10 @@ def _ask(module: Any, hook: str, where: str) -> type | None:
         raise PluginError(f"{where}: {hook} failed ({type(error).__name__}: {error})") from error
 
 
-def _check_classes(offered: dict[str, type | None], where: str) -> None:
-    from vssl_core.objective import Combiner, Evaluation, Objective, PluginConfig
+def _check_classes(offered: dict[str, Any], where: str) -> None:
+    from vssl_core.objective import Combiner, Evaluation, Objective, Observer, PluginConfig
 
-    kinds = {"objective": Objective, "evaluation": Evaluation, "combine": Combiner}
+    kinds: dict[str, Any] = dict(zip(_KINDS, (Objective, Evaluation, Combiner, Observer), strict=True))
     for kind, offer in offered.items():
         if offer is None:
             continue
@@ -177,9 +190,10 @@ def _check_classes(offered: dict[str, type | None], where: str) -> None:
             raise PluginError(
                 f"{where}: vssl_{kind} must return a subclass of vssl_core.{kinds[kind].__name__}, got {offer!r}"
             )
-        if not (isinstance(offer.Config, type) and issubclass(offer.Config, PluginConfig)):
+        config: Any = getattr(offer, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, PluginConfig)):
             raise PluginError(
-                f"{where}: {offer.__name__}.Config must be a subclass of vssl_core.PluginConfig, got {offer.Config!r}"
+                f"{where}: {offer.__name__}.Config must be a subclass of vssl_core.PluginConfig, got {config!r}"
             )
 
 

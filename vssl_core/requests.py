@@ -149,12 +149,13 @@ class Measure:
     """A pure function of one clip, run in the loader worker: `function(crop, clip, window)` gives an array of fixed
     shape.
 
-    `clip` is the (T,S,S,3) uint8 result; `crop` the same box at source resolution, flipped and turned alike; tail
-    frames included.
+    `clip` is the (T,S,S,3) uint8 result; `crop` the same box at source resolution, flipped and turned alike, or with
+    `whole` the whole frames as filmed, for what must see beyond the box; tail frames included.
     """
 
     name: str
     function: Callable[..., Any]
+    whole: bool = False
 
 
 @dataclass(frozen=True)

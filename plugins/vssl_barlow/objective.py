@@ -34,7 +34,7 @@ class BarlowTwins(Objective):
             None, ge=1, description="features that are correlated; null: the projector's width"
         )
         layers: int = Field(3, ge=1, le=4, description="linear layers of the projector")
-        clips: int = Field(2, ge=2, le=16, description="clips of each video; the loss is the mean over all pairs")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 

@@ -1,4 +1,4 @@
-"""BYOL on two clips of a video: online prediction against teacher projection, both ways."""
+"""BYOL on clips of a video: online predictions against teacher projections of the other clips, every way."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Byol(Objective):
         )
         projection: int = Field(256, ge=1, description="size of the projections that are compared")
         layers: int = Field(2, ge=1, description="linear layers of the projector; the predictor has two")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 
@@ -57,10 +58,10 @@ class Byol(Objective):
         self.teacher = Ema(backbone=context.backbone, projector=self.projector)
 
     def requests(self) -> Mapping[str, Request]:
-        """Two clips of whatever geometry the neighbours need; their colours must differ."""
+        """Clips of whatever geometry the neighbours need; their colours must differ."""
         return {
-            "pair": Request(
-                clips=2,
+            "clips": Request(
+                clips=self.config.clips,
                 strides=ANY,
                 placement=ANY,
                 boxes=ANY,
@@ -72,17 +73,13 @@ class Byol(Objective):
 
     def forward(self, batch: Batch) -> Terms:
         """`distance`: the squared distance of unit prediction and unit target, both ways, in [0, 8]."""
-        left, right = batch["pair"]
-        targets = self._project_slowly(left.clip), self._project_slowly(right.clip)  # (B, projection) each
-        agreement = torch.stack(
-            [
-                F.cosine_similarity(self._predict(left.features.vector), targets[1]),
-                F.cosine_similarity(self._predict(right.features.vector), targets[0]),
-            ]
-        )  # (2, B)
+        views = batch["clips"]
+        targets = torch.stack([self._project_slowly(view.clip) for view in views], dim=1)  # (B, n, projection)
+        predictions = torch.stack([self._predict(view.features.vector) for view in views], dim=1)
+        agreement = cosines(predictions, targets)
         return Terms(
             losses={"distance": distance(agreement)},
-            metrics={"cosine": agreement.detach().mean(), "spread": spread(targets[0])},
+            metrics={"cosine": agreement.detach().mean(), "spread": spread(targets[:, 0])},
         )
 
     def _predict(self, vector: Tensor) -> Tensor:
@@ -106,9 +103,17 @@ class Byol(Objective):
         return 1 - (1 - self.config.momentum) * (cos(pi * progress) + 1) / 2
 
 
+def cosines(predictions: Tensor, targets: Tensor) -> Tensor:
+    """(B, n (n - 1)) of each clip's prediction with the targets of the video's other clips, both (B, n, D)."""
+    with torch.autocast(predictions.device.type, enabled=False):
+        found = F.normalize(predictions, dim=2) @ F.normalize(targets, dim=2).transpose(1, 2)  # (B, n, n)
+    return found[:, ~torch.eye(found.shape[1], dtype=torch.bool, device=found.device)]
+
+
 def distance(agreement: Tensor) -> Tensor:
-    """The loss of cosines (2, B) of both directions: 2 - 2 cos each, added, averaged over the batch (Eq. 2)."""
-    return (2 - 2 * agreement).sum(dim=0).mean()
+    """The loss of the cosines (B, n (n - 1)) of all ordered pairs: 2 - 2 cos, twice its mean (Eq. 2, which adds the
+    two directions of two clips)."""
+    return 2 * (2 - 2 * agreement).mean()
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class MoCo(Objective):
             "constant", description="constant: the momentum stays; cosine: it rises to 1 over the run"
         )
         temperature: float = Field(0.2, ge=1e-3, le=1e3, description="cosines are divided by it")
-        clips: int = Field(2, ge=2, le=16, description="clips of each video; all others are positives of a query")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
         symmetric: bool | None = Field(
             None, description="every clip is a query, not only the first; null: where there are more than two clips"
         )

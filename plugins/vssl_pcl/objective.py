@@ -1,4 +1,4 @@
-"""Prototypical Contrastive Learning: momentum contrast on two clips of a video, and contrast with prototypes."""
+"""Prototypical Contrastive Learning: momentum contrast on clips of a video, and contrast with prototypes."""
 
 from __future__ import annotations
 
@@ -80,6 +80,10 @@ class Pcl(Objective):
         temperature: float = Field(
             0.2, ge=1e-3, le=1e3, description="cosines with keys are divided by it; the mean concentration of clusters"
         )
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
+        symmetric: bool | None = Field(
+            None, description="every clip is a query, not only the first; null: where there are more than two clips"
+        )
         layers: int = Field(2, ge=1, le=4, description="linear layers of the projector")
         hidden: int | None = Field(None, ge=1, description="width of the projector; null: the features'")
         projection: int = Field(128, ge=1, description="size of queries, keys and prototypes")
@@ -95,6 +99,9 @@ class Pcl(Objective):
         self.projector = mlp(context.feature_dim, *[hidden] * (config.layers - 1), projection, norm=False)
         self.teacher = Ema(backbone=context.backbone, projector=self.projector)
         self.queue = Queue(queue_size(config.queue, PUBLISHED_QUEUE, context), projection)
+        symmetric = config.clips > 2 if config.symmetric is None else config.symmetric
+        queries = range(config.clips) if symmetric else (0,)
+        self.pairs = [(query, key) for query in queries for key in range(config.clips) if query != key]
         self.clusters = numbers_of_clusters(config.clusters, context)
         self.warmup = first_clustering(config.warmup_epochs, context.epochs)
         self.register_buffer("assignments", torch.full((len(self.clusters), context.videos), -1))  # -1: to none
@@ -102,10 +109,10 @@ class Pcl(Objective):
         self.register_buffer("concentrations", torch.ones(sum(self.clusters)))  # the other
 
     def requests(self) -> Mapping[str, Request]:
-        """Two clips of whatever geometry the neighbours need; their colours must differ."""
+        """Clips of whatever geometry the neighbours need; their colours must differ."""
         return {
-            "pair": Request(
-                clips=2,
+            "clips": Request(
+                clips=self.config.clips,
                 strides=ANY,
                 placement=ANY,
                 boxes=ANY,
@@ -116,17 +123,32 @@ class Pcl(Objective):
         }
 
     def forward(self, batch: Batch) -> Terms:
-        """`instance`: the cross entropy of finding the key; `prototype`: of finding the video's own clusters."""
-        left, right = batch["pair"]
-        keys = F.normalize(shuffled(self._encode_slowly, right.clip, batch, self.teacher).float(), dim=1)  # (B, D)
-        queries = F.normalize(self.projector(left.features.vector).float(), dim=1)
-        logits = against_queue(queries, keys, self.queue.rows, self.config.temperature)
-        first = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
-        losses = {"instance": F.cross_entropy(logits, first)}
-        metrics = {"accuracy": (logits.detach().argmax(dim=1) == 0).float().mean()}
+        """`instance`: the cross entropy of finding the keys; `prototype`: of finding the video's own clusters."""
+        views = batch["clips"]
+        keys = {key: self._key(batch, views[key].clip) for key in dict.fromkeys(key for _, key in self.pairs)}
+        queries = {
+            query: self._query(views[query].features.vector)
+            for query in dict.fromkeys(query for query, _ in self.pairs)
+        }
+        found = [self._find_key(queries[query], keys[key]) for query, key in self.pairs]
+        losses, metrics = {}, {}
+        losses["instance"], metrics["accuracy"] = _means(found)
         if batch.epoch >= self.warmup:
-            losses["prototype"], metrics["prototype_accuracy"] = self._find_prototypes(queries, batch.index)
-        return Terms(losses=losses, metrics=metrics, keep={"keys": keys})
+            found = [self._find_prototypes(rows, batch.index) for rows in queries.values()]
+            losses["prototype"], metrics["prototype_accuracy"] = _means(found)
+        return Terms(losses=losses, metrics=metrics, keep={"keys": keys[1]})  # one for each video, however many clips
+
+    def _find_key(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        logits = against_queue(queries, keys, self.queue.rows, self.config.temperature)  # (B, 1 + K)
+        first = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
+        return F.cross_entropy(logits, first), (logits.detach().argmax(dim=1) == 0).float().mean()
+
+    def _query(self, vector: Tensor) -> Tensor:
+        return F.normalize(self.projector(vector).float(), dim=1)  # (B, D)
+
+    def _key(self, batch: Batch, clip: Tensor) -> Tensor:
+        """(B, D) unit keys of one clip of each video, with the statistics of a batch of strangers."""
+        return F.normalize(shuffled(self._encode_slowly, clip, batch, self.teacher).float(), dim=1)
 
     def _find_prototypes(self, queries: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         parts = zip(
@@ -135,13 +157,16 @@ class Pcl(Objective):
             self.concentrations.split(self.clusters),
             strict=True,
         )
-        found = [against_prototypes(queries, *part) for part in parts]
-        losses, right = (torch.stack(kinds).mean() for kinds in zip(*found, strict=True))
-        return losses, right
+        return _means([against_prototypes(queries, *part) for part in parts])
 
     def _encode_slowly(self, clip: Tensor) -> Tensor:
         *_, last = self.teacher.backbone(clip).values()  # (B, C, T, H, W)
         return self.teacher.projector(last.float().mean(dim=(2, 3, 4)))
+
+    @hookimpl
+    def vssl_run_start(self) -> None:
+        """Cluster two rows: where faiss is missing, that is told now and not after the warm-up."""
+        kmeans(torch.eye(2), 2, iterations=1, restarts=1, advance=lambda _: None)
 
     @hookimpl
     def vssl_epoch_start(self, run: Run) -> None:
@@ -184,6 +209,12 @@ class Pcl(Objective):
         """Move the slow encoder, and let the keys of all ranks into the queue."""
         self.teacher.follow(self.config.momentum, backbone=run.backbone, projector=self.projector)
         self.queue.push(report.kept[self.context.name]["keys"])
+
+
+def _means(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of losses, and of how often each was right."""
+    losses, right = zip(*found, strict=True)
+    return torch.stack(losses).mean(), torch.stack(right).mean()
 
 
 def against_queue(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""SimCLR on two clips of a video: the normalised temperature-scaled cross entropy over the clips of all ranks."""
+"""SimCLR on clips of a video: the normalised temperature-scaled cross entropy over the clips of all ranks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class SimClr(Objective):
         )
         projection: int = Field(128, ge=1, description="size of the projections that are compared")
         layers: int = Field(2, ge=1, description="linear layers of the projector")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 
@@ -35,10 +36,10 @@ class SimClr(Objective):
         self.projector = mlp(context.feature_dim, *[hidden] * (config.layers - 1), config.projection)
 
     def requests(self) -> Mapping[str, Request]:
-        """Two clips of whatever geometry the neighbours need; their colours must differ."""
+        """Clips of whatever geometry the neighbours need; their colours must differ."""
         return {
-            "pair": Request(
-                clips=2,
+            "clips": Request(
+                clips=self.config.clips,
                 strides=ANY,
                 placement=ANY,
                 boxes=ANY,
@@ -49,24 +50,35 @@ class SimClr(Objective):
         }
 
     def forward(self, batch: Batch) -> Terms:
-        """`contrast`: the cross entropy of finding the partner; `accuracy`: how often it comes first, in [0, 1]."""
-        left, right = batch["pair"]
-        projected = [self.projector(view.features.vector).float() for view in (left, right)]
-        projections = torch.stack(projected, dim=1)  # (B, 2, D)
-        logits, partner = similarities(projections, self.config.temperature)
-        accuracy = (logits.detach().argmax(dim=1) == partner).float().mean()
-        return Terms(losses={"contrast": F.cross_entropy(logits, partner)}, metrics={"accuracy": accuracy})
+        """`contrast`: the cross entropy of finding each partner; `accuracy`: how often it comes first, in [0, 1]."""
+        projected = [self.projector(view.features.vector).float() for view in batch["clips"]]
+        partners, strangers = similarities(torch.stack(projected, dim=1), self.config.temperature)
+        nearest = strangers.detach().amax(dim=2, keepdim=True)  # (B, n, 1)
+        return Terms(
+            losses={"contrast": contrast(partners, strangers)},
+            metrics={"accuracy": (partners.detach() > nearest).float().mean()},
+        )
 
 
 def similarities(projections: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The logits (2B, 2N) of this rank's clips against those of all N videos of the step, and each one's partner (2B,).
+    """The logits of this rank's clips (B, n, D): with their partners (B, n, n - 1), and with all N videos' (B, n, n N).
 
-    `projections` is (B, 2, D). A clip is no candidate for itself; its partner stays among the candidates.
+    A clip's partners are the n - 1 other clips of its video; in the second part its own video is -inf: only strangers
+    count there.
     """
-    rows = F.normalize(projections, dim=2)  # (B, 2, D)
-    candidates = gather(rows).flatten(0, 1)  # (2N, D): the clips of a video lie side by side
-    anchors = rows.flatten(0, 1)  # (2B, D)
-    myself = torch.arange(len(anchors), device=rows.device) + rank() * len(anchors)
+    rows = F.normalize(projections, dim=2)  # (B, n, D)
+    videos, clips, _ = rows.shape
+    candidates = gather(rows).flatten(0, 1)  # (n N, D): the clips of a video lie side by side
     with torch.autocast(rows.device.type, enabled=False):  # eight bits of a bfloat16 cannot hold a cosine over 0.1
-        logits = anchors @ candidates.T / temperature
-    return logits.scatter(1, myself[:, None], float("-inf")), myself ^ 1
+        family = rows @ rows.transpose(1, 2) / temperature  # (B, n, n)
+        logits = rows @ candidates.T / temperature  # (B, n, n N)
+    itself = torch.eye(clips, dtype=torch.bool, device=rows.device)
+    whose = torch.arange(logits.shape[2], device=rows.device) // clips  # (n N,) the video of each candidate
+    own = whose == torch.arange(videos, device=rows.device)[:, None] + rank() * videos  # (B, n N)
+    partners = family[:, ~itself].unflatten(1, (clips, clips - 1))
+    return partners, logits.masked_fill(own[:, None], float("-inf"))
+
+
+def contrast(partners: Tensor, strangers: Tensor) -> Tensor:
+    """The mean, over ordered pairs of a video's clips, of -log(e^p / (e^p + the sum of e^s over all strangers))."""
+    return F.softplus(strangers.logsumexp(dim=2, keepdim=True) - partners).mean()

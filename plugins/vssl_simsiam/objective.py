@@ -43,7 +43,7 @@ class SimSiam(Objective):
         predictor_schedule: Literal["run", "constant"] = Field(
             "constant", description="constant: the predictor's learning rate does not decay; run: it does"
         )
-        clips: int = Field(2, ge=2, le=16, description="clips of each video, each predicted from all others")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 

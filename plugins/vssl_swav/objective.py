@@ -62,7 +62,7 @@ class SwAV(Objective):
         )
         projection: int = Field(128, ge=1, description="size of projections and prototypes")
         layers: int = Field(2, ge=1, le=4, description="linear layers of the projector")
-        clips: int = Field(2, ge=2, le=16, description="clips of each video, each predicted from all others")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 

@@ -29,7 +29,7 @@ class VicReg(Objective):
         )
         projection: int | None = Field(None, ge=1, description="size of its outputs; null: its width")
         layers: int = Field(3, ge=1, le=4, description="linear layers of the expander")
-        clips: int = Field(2, ge=2, le=16, description="clips of each video; the loss is the mean over all pairs")
+        clips: int = Field(2, ge=2, le=16, description="clips of each video, every pair of which is a positive")
 
     config: Config
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -20,16 +21,26 @@ from vssl_core.config import RunConfig
 from vssl_core.data import decode
 from vssl_core.data.batches import prepare
 from vssl_core.data.clips import Clips, Cutter, Visit, collate
-from vssl_core.data.demo import write_video
+from vssl_core.data.demo import demo_scenes, write_video
 from vssl_core.data.videos import Videos
+from vssl_core.errors import VsslError
 from vssl_core.joining import describe
 from vssl_core.nets.backbones import Backbone, fingerprint
-from vssl_core.run.build import Chosen, Parts, build_parts, normalisation_of
+from vssl_core.run.build import Chosen, Parts, build_parts, check_batch, normalisation_of, open_data
 from vssl_core.run.ensemble import StepInput
 from vssl_core.windows import Sample
 
 VIDEOS = 2  # made up: enough for batch statistics and negatives
-NOMINAL_LIST = 10_000  # videos that sizes are resolved for, since no list is read
+NOMINAL_LIST = 10_000  # videos, at least, that sizes are resolved for where no list can be read
+LONGEST_LIST = 10_000_000  # ... and at most: a larger number among the options is no size of a list
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The length of the training list that sizes are resolved for, and where it is from."""
+
+    videos: int
+    told: str
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,14 @@ class Count:
     activations: int  # bytes kept for the backward pass, per video
 
 
-def show(chosen: Chosen) -> int:
-    """Print what would be trained; writes nothing and needs no data."""
+def show(chosen: Chosen, given: bool = False) -> int:
+    """Print what would be trained; writes nothing and needs no data.
+
+    Where data is `given` on the command line, or has a root in the configuration, its list is read if it can be.
+    """
     console = Console()
-    parts = build_parts(chosen, NOMINAL_LIST)
+    listing = find_list(chosen, given)
+    parts = build_parts(chosen, listing.videos)
     count = count_step(chosen.config, parts)
     console.print(_groups(parts))
     for refusal in parts.plan.refusals:
@@ -54,12 +69,49 @@ def show(chosen: Chosen) -> int:
             f"{refusal.wants} here",
             highlight=False,
         )
-    console.print(_cost(chosen.config, parts, count))
+    console.print(_cost(chosen.config, parts, count, listing))
     print(
         f"backbone forwards per step: {count.online + count.teacher} ({count.online} online, {count.teacher} "
         f"teacher); decodes per video: {count.decodes:g}"
     )
     return 0
+
+
+def find_list(chosen: Chosen, given: bool) -> Listing:
+    """The length of the list that a run would train on; a nominal one where no data is given or it cannot be read.
+
+    Raises `ConfigError` where the true list is shorter than a batch.
+    """
+    config = chosen.config
+    if not given and config.data.root is None:
+        return _nominal(config, "no data is given")
+    place = f"{config.data.source}:{config.data.root}" if config.data.root else config.data.source
+    try:
+        videos = _length(chosen)
+    except (VsslError, OSError) as error:
+        return _nominal(config, f"{place} cannot be read ({error})")
+    check_batch(config, videos)
+    return Listing(videos, f"{videos:,} videos of {place}")
+
+
+def _length(chosen: Chosen) -> int:
+    if chosen.config.data.source == "demo":  # which would be written
+        return sum(scene.side == "train" for scene in demo_scenes())
+    return len(open_data(chosen.config, chosen.manager).train)
+
+
+def _nominal(config: RunConfig, reason: str) -> Listing:
+    """As many videos as a step holds, or as the largest whole number among the options asks for: a queue fits."""
+    most = min(max([NOMINAL_LIST, config.batch_size, *_whole_numbers(config.plugins)]), LONGEST_LIST)
+    return Listing(most, f"{reason}; sizes are those for {most:,} videos")
+
+
+def _whole_numbers(tree: Any) -> Iterator[int]:
+    if isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _whole_numbers(value)
+    elif isinstance(tree, int):
+        yield int(tree)
 
 
 def _groups(parts: Parts) -> Table:
@@ -98,10 +150,11 @@ def _short(value: Any) -> str:
     return str(value).replace(" ", "")
 
 
-def _cost(config: RunConfig, parts: Parts, count: Count) -> Table:
+def _cost(config: RunConfig, parts: Parts, count: Count, listing: Listing) -> Table:
     backbone = parts.ensemble.backbone
     card = fingerprint(backbone, config.clip.frames, config.clip.size)
     table = Table("what", "how much", title="cost")
+    table.add_row("training list", escape(listing.told))
     table.add_row(
         f"backbone {config.backbone.name}",
         f"{card['parameters']:,} parameters, {card['flops'] / 1e9:.3g} GFLOPs (multiply-adds) per clip",
@@ -191,11 +244,11 @@ def _counted_forwards(ensemble: nn.Module) -> Iterator[Counter[int]]:
 
 
 def _weigh(kept: Counter[str], ensemble: nn.Module) -> Any:
-    parameters = {parameter.data_ptr() for parameter in ensemble.parameters()}
+    held = {tensor.data_ptr() for tensor in (*ensemble.parameters(), *ensemble.buffers())}  # a queue is no activation
     seen: set[int] = set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in parameters and tensor.data_ptr() not in seen:
+        if tensor.data_ptr() not in held and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             kept["bytes"] += tensor.untyped_storage().nbytes()
         return tensor

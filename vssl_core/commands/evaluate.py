@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,20 @@ from vssl_core.data.sources import Splits
 from vssl_core.errors import CheckpointError, ConfigError, PluginError
 from vssl_core.nets.backbones import fingerprint
 from vssl_core.objective import Evaluation, Result
-from vssl_core.plugins import load
+from vssl_core.plugins import Plugin, load
 from vssl_core.run.build import choose_device, context_of, make_backbone, open_data
-from vssl_core.run.evaluation import Extraction, check_labels, digest, extract, shared_extractions
+from vssl_core.run.evaluation import (
+    Extraction,
+    Objectives,
+    check_labels,
+    digest,
+    extract,
+    offered_stages,
+    shared_extractions,
+)
 from vssl_core.run.files import write_json
 from vssl_core.run.folder import read_run
+from vssl_core.run.offered import EvaluationContext, Offers
 from vssl_core.run.weights import WEIGHTS, read_weights
 
 
@@ -33,14 +43,23 @@ def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None,
     device = choose_device(config)
     trained = _trained(config, manager, folder)
     splits = open_data(config, manager)
-    protocols = {name: _evaluation(name, plugins[name], raw, config, trained, splits) for name, raw in options.items()}
-    check_labels({name: protocol.needs() for name, protocol in protocols.items()}, splits)
+    offers = Offers(config, manager, plugins, folder)
+    context = EvaluationContext.of(context_of(config, "", trained, len(splits.train)), lambda: offers.widths)
+    protocols = {name: _evaluation(plugins[name], raw, replace(context, name=name)) for name, raw in options.items()}
+    needs = {name: protocol.needs() for name, protocol in protocols.items()}
+    check_labels(needs, splits)
     nets: dict[str, nn.Module] = {"trained": trained}
     if baseline:
         nets[baseline] = make_backbone(config, manager)
-    results = _results(config, nets, splits, protocols, device)
+    asked = {name: offered_stages([need], tuple(trained.stages)) for name, need in needs.items()}
+    for name, stages in asked.items():
+        for stage in stages:
+            replace(context, name=name).stage(stage)  # nothing is decoded for what nobody offers
+    objectives = {net: offers.trained if net == "trained" else offers.untrained for net in nets if any(asked.values())}
+    results = _results(config, nets, objectives, splits, protocols, device)
     for name in protocols:
-        _write(folder, name, config, splits, results[name], trained)
+        digests = {"objectives": offers.digest} if asked[name] else {}
+        _write(folder, name, config, splits, results[name], trained, digests)
     _print(results, folder)
     return 0
 
@@ -76,18 +95,17 @@ def _trained(config: RunConfig, manager: Any, folder: Path) -> nn.Module:
     return backbone
 
 
-def _evaluation(
-    name: str, plugin: Any, raw: Mapping[str, Any], config: RunConfig, backbone: nn.Module, splits: Splits
-) -> Evaluation:
+def _evaluation(plugin: Plugin, raw: Mapping[str, Any], context: EvaluationContext) -> Evaluation:
     if plugin.evaluation is None:
-        raise PluginError(f"--evaluations: '{name}' is no evaluation; `vssl plugins` lists those that are")
-    options = build_options(plugin.evaluation.Config, raw, name)
-    return plugin.evaluation(options, context_of(config, name, backbone, len(splits.train)))
+        raise PluginError(f"--evaluations: '{context.name}' is no evaluation; `vssl plugins` lists those that are")
+    kind: Any = plugin.evaluation
+    return kind(build_options(kind.Config, raw, context.name), context)
 
 
 def _results(
     config: RunConfig,
     nets: Mapping[str, nn.Module],
+    objectives: Objectives,
     splits: Splits,
     protocols: Mapping[str, Evaluation],
     device: torch.device,
@@ -99,12 +117,16 @@ def _results(
     from rich.progress import Progress
 
     nets = {net: backbone.to(device) for net, backbone in nets.items()}
+    objectives = {
+        net: {name: objective.to(device) for name, objective in offering.items()}
+        for net, offering in objectives.items()
+    }
     results: dict[str, dict[str, Result]] = {name: {} for name in protocols}
     with Progress(transient=True) as bar:
         for extraction, members in shared_extractions(protocols, tuple(nets["trained"].stages)).items():
             task = bar.add_task("features", total=_videos(splits, extraction))
             features = extract(
-                config, nets, splits, extraction, device, lambda count, task=task: bar.advance(task, count)
+                config, nets, splits, extraction, device, lambda count, task=task: bar.advance(task, count), objectives
             )
             for name in members:
                 bar.update(task, description=name)
@@ -117,7 +139,13 @@ def _videos(splits: Splits, extraction: Extraction) -> int:
 
 
 def _write(
-    folder: Path, name: str, config: RunConfig, splits: Splits, results: Mapping[str, Result], backbone: nn.Module
+    folder: Path,
+    name: str,
+    config: RunConfig,
+    splits: Splits,
+    results: Mapping[str, Result],
+    backbone: nn.Module,
+    digests: Mapping[str, str],
 ) -> None:
     clip = config.clip
     result = results["trained"]
@@ -140,6 +168,7 @@ def _write(
             "split": digest([splits.train.digest(), splits.test.digest() if splits.test else None]),
             "weights": sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16],
             "config": digest(to_tree(config)),
+            **digests,
         },
         "seed": config.seed,
         "tables": dict(result.tables),
@@ -156,9 +185,9 @@ def _print(results: Mapping[str, Mapping[str, Result]], folder: Path) -> None:
     nets = list(next(iter(results.values())))
     table = Table("evaluation", "metric", *nets, title="percent")
     for name, found in results.items():
-        for metric in found["trained"].metrics:
-            if metric.count("/") == 0:
-                table.add_row(name, metric, *(f"{found[net].metrics[metric]:.1f}" for net in nets))
+        metrics = list(found["trained"].metrics)
+        for metric in [metric for metric in metrics if "/" not in metric] or metrics:
+            table.add_row(name, metric, *(f"{found[net].metrics[metric]:.1f}" for net in nets))
     console = Console()
     console.print(table)
     console.print(f"all metrics, stages and hashes: {folder / 'evaluations'}", highlight=False)

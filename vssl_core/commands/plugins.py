@@ -10,7 +10,6 @@ from rich.table import Table
 
 from vssl_core.errors import PluginError
 from vssl_core.joining import describe
-from vssl_core.objective import PluginConfig
 from vssl_core.plugins import Offer, Plugin, installed, load
 
 
@@ -45,8 +44,7 @@ def _one(console: Console, plugin: Plugin, offer: Offer) -> None:
         highlight=False,
     )
     console.print((plugin.module.__doc__ or "").strip(), highlight=False, markup=False)
-    kind = plugin.objective or plugin.evaluation or plugin.combiner
-    config: type[PluginConfig] = kind.Config if kind else PluginConfig
+    config = plugin.options
     table = Table("option", "default", "bounds", "meaning", title="options")
     for option, field in config.model_fields.items():
         table.add_row(

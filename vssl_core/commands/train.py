@@ -55,7 +55,7 @@ def train(
     if dry_run:
         from vssl_core.commands.dry_run import show
 
-        return show(chosen)
+        return show(chosen, given=data is not None)
     folder = Path(run or Path("runs") / ",".join(settled.plugins))
     with ranks(settled):
         from vssl_core.run.build import open_data

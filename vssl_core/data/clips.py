@@ -6,6 +6,7 @@ Everything here is NumPy; tensors begin with the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from vssl_core.errors import DataError, VideoError
 from vssl_core.joining import Group
 from vssl_core.looks import Recipe
 from vssl_core.looks import draw as draw_appearance
+from vssl_core.requests import Measure
 from vssl_core.views import window_arrays
 from vssl_core.windows import Sample, Window, draw_windows
 
@@ -63,10 +65,7 @@ class Cutter:
             clip[...] = _orient(frames.resized(window.indices, window.box, request.size), window)
             looks.append(draw_appearance(self.recipes[number], sample.generator(stream, window.clip), length))
             if request.measures:
-                crop = np.ascontiguousarray(_orient(frames.rgb(window.indices, window.box), window))
-                measured.append(
-                    {measure.name: np.asarray(measure.function(crop, clip, window)) for measure in request.measures}
-                )
+                measured.append(_measure(request.measures, frames, clip, window))
         return {
             "clips": clips,
             "windows": window_arrays(windows),
@@ -84,6 +83,17 @@ def _orient(clip: np.ndarray, window: Window) -> np.ndarray:
     if window.flip:
         clip = torch.from_numpy(clip).flip(2).numpy()  # ten times faster than NumPy's copy of a mirrored view
     return np.rot90(clip, window.turns, axes=(1, 2))
+
+
+def _measure(
+    measures: Sequence[Measure], frames: decode.Frames, clip: np.ndarray, window: Window
+) -> dict[str, np.ndarray]:
+    """What each measure says of a clip; pixels at source resolution are converted only where one looks at them."""
+    pixels = {}
+    for whole in {measure.whole for measure in measures}:
+        box = frames.rgb(window.indices) if whole else _orient(frames.rgb(window.indices, window.box), window)
+        pixels[whole] = np.ascontiguousarray(box)
+    return {measure.name: np.asarray(measure.function(pixels[measure.whole], clip, window)) for measure in measures}
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -228,7 +238,8 @@ class ClipLoader:
         for batch in self._loader:
             if batch.failure and self._loader.dataset.replace:
                 if lost:
-                    lost(batch.ledger)
+                    with suppress(DataError):  # too many of them: this batch has more to tell
+                        lost(batch.ledger)
                 raise DataError(
                     f"data: none of the {len({line['video'] for line in batch.ledger})} videos that were tried for one "
                     f"clip could be read, the first was {batch.failure}; run `vssl data check` on the source"

@@ -51,8 +51,7 @@ def choose(config: RunConfig, loaded: tuple[pluggy.PluginManager, dict[str, Plug
             raise PluginError(
                 f"plugins: '{name}' is an evaluation, not something to train; use `vssl evaluate --evaluations {name}`"
             )
-        kind = plugin.objective or plugin.combiner
-        options[name] = build_options(kind.Config if kind else PluginConfig, config.plugins[name], name)
+        options[name] = build_options(plugin.options, config.plugins[name], name)
     _check_combiner(config.combine.name, plugins)
     check_weights(config, [name for name, plugin in plugins.items() if plugin.objective])
     whole = config.model_copy(update={"plugins": {name: to_tree(option) for name, option in options.items()}})

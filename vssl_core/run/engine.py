@@ -58,6 +58,7 @@ class Run:
         self.step = 0  # steps done in the run
         self.order: np.ndarray | None = None  # of this epoch
         self.report: Report | None = None  # of the last step
+        self._notes: dict[str, Tensor] = {}  # what observers have measured in this step
         self._saved_at = time.monotonic()
         self._closing = False  # restored from the end of an epoch, which is still to be announced
         torch.set_num_threads(config.device.threads)
@@ -77,7 +78,7 @@ class Run:
         self.ledger = Ledger(ledger, len(splits.train), config.data.max_bad_fraction)
         clips = Clips(splits.train, Cutter(parts.plan.groups, parts.recipes, config.data.decoder), config.seed)
         self._loader = ClipLoader(clips, config.data.workers, pin=self.device.type == "cuda")
-        self._register()
+        self._register(chosen)
 
     # What plugins read -----------------------------------------------------------------------------------------------
 
@@ -115,6 +116,10 @@ class Run:
     def logs_now(self) -> bool:
         """Whether the step that was just done is one to log."""
         return self.step % self.config.log.every_steps == 0
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Log a number with the step that is under way, beside the metrics; an observer's name comes first in it."""
+        self._notes[name] = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
 
     def extract(
         self, request: Request, encode: Callable[[Any], Mapping[str, Tensor]], train: bool = False
@@ -201,7 +206,7 @@ class Run:
             epoch=self.epoch,
             loss=merged.loss,
             losses=merged.losses,
-            metrics=merged.metrics,
+            metrics={**merged.metrics, **self._noted()},
             weights=weights,
             learning_rate=rate,
             index=merged.index,
@@ -242,6 +247,8 @@ class Run:
         with nullcontext() if exchanges else self.module.no_sync():
             with autocast(self.device, self.config.device.precision):
                 output = self.module(micro)
+            self._announce("vssl_forward_end", losses=output.sums, weights=micro.weights, shared=output.shared)
+            output.sums, output.shared = {}, None  # nothing holds the graph longer than the backward pass
             if output.total.requires_grad:
                 with sound_backward(self.device, self.config.device.precision):
                     share = output.total / micro.pieces if micro.pieces > 1 else output.total
@@ -265,6 +272,10 @@ class Run:
             self.scaler.update()
         return norm
 
+    def _noted(self) -> dict[str, Tensor]:
+        notes, self._notes = self._notes, {}
+        return notes
+
     def _average_statistics(self) -> None:
         if world_size() > 1:
             average(statistic for norm in self.ensemble.norms for statistic in (norm.running_mean, norm.running_var))
@@ -278,8 +289,10 @@ class Run:
 
     def _announce(self, moment: str, **told: Any) -> None:
         """Tell every plugin; what it draws then depends on the moment alone, and is the same on every rank."""
-        reseed(self.config.seed, f"{moment}/{self.step}")
-        getattr(self.manager.hook, moment)(run=self, **told)
+        hook = getattr(self.manager.hook, moment)
+        if hook.get_hookimpls():
+            reseed(self.config.seed, f"{moment}/{self.step}")
+            hook(run=self, **told)
 
     def _told(self, raw: RawBatch, asked: int) -> int:
         """Hear of unreadable videos and signals on any rank; the signal to leave on, or 0."""
@@ -364,8 +377,12 @@ class Run:
         own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return DistributedDataParallel(self.ensemble, device_ids=places, **own_buffers)
 
-    def _register(self) -> None:
+    def _register(self, chosen: Chosen) -> None:
         for name, objective in self.ensemble.objectives.items():
             listen(self.manager, objective, f"{name}/objective", f"plugin '{name}'")
+        for name, plugin in chosen.plugins.items():
+            if plugin.observer:
+                watcher = plugin.observer(chosen.options[name], name)
+                listen(self.manager, watcher, f"{name}/observer", f"plugin '{name}'")
         for name, observer in observers(self.folder, self.config.log.tensorboard).items():
             self.manager.register(observer, name)

@@ -17,7 +17,7 @@ from vssl_core.distributed import rank, world_size
 from vssl_core.errors import VsslError
 from vssl_core.joining import Plan
 from vssl_core.nets.batchnorm import normalisations, still
-from vssl_core.objective import Combiner, Objective, PluginConfig, Terms, is_scalar
+from vssl_core.objective import Combiner, Objective, PluginConfig, Shared, Terms, is_scalar
 from vssl_core.run.seeds import reseed
 from vssl_core.run.terms import ObjectiveError, check_finite_terms, check_terms, kind_of, seen
 from vssl_core.views import Batch, Features, View
@@ -29,7 +29,7 @@ class WeightedSum(Combiner):
 
     Config = PluginConfig
 
-    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> Tensor:
         """The total, a scalar."""
         weighted = [loss if weights[name] == 1 else weights[name] * loss for name, loss in losses.items()]
         return add(weighted)
@@ -82,6 +82,8 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # {objective: {name: (B, ...)}}
     forwards: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # {objective: its loss}, still in the graph
+    shared: Shared | None = None  # what they stand on
 
 
 class Ensemble(nn.Module):
@@ -124,8 +126,9 @@ class Ensemble(nn.Module):
             with torch.no_grad(), still(self.norms):  # weight 0: evaluated and logged, and nothing moves
                 for name in (name for name, counts in active.items() if not counts):
                     _record(output, name, self._ask(name, step, views))
+        output.sums, output.shared = sums, self._shared(views)
         if sums:
-            output.total = self._combine(sums, step, views)
+            output.total = self._combine(sums, step, output.shared)
         if world_size() > 1 and torch.is_grad_enabled():
             output.total = self._anchor(output.total)
         output.forwards = self.forwards - before
@@ -172,9 +175,11 @@ class Ensemble(nn.Module):
             self._readers[name] = [(slot.partition("/")[2], *self.plan.find(slot)) for slot in members]
         return self._readers[name]
 
-    def _combine(self, sums: Mapping[str, Tensor], step: StepInput, views: list[list[View]]) -> Tensor:
+    def _shared(self, views: list[list[View]]) -> Shared:
         features = (view.features for group in views for view in group)
-        shared = tuple(seen.map for seen in features if seen.asked and seen.map.requires_grad)
+        return Shared(tuple(seen.map for seen in features if seen.asked and seen.map.requires_grad), self.backbone)
+
+    def _combine(self, sums: Mapping[str, Tensor], step: StepInput, shared: Shared) -> Tensor:
         reseed(step.seed, _moment(step, "combine"))
         total = self.combiner(sums, step.weights, shared)
         trained = any(loss.requires_grad for loss in sums.values())

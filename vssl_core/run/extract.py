@@ -6,7 +6,8 @@ For clustering, curricula and evaluations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,30 +56,21 @@ class Extractor:
         """{name: (N, ...)} of `encode` for every readable video, with 'index' (N,) and 'unreadable' (their numbers),
         equal on all ranks.
 
-        In eval mode unless `train`; no gradient, and no trace in statistics or generators. `advance` hears how many
-        videos are done.
+        In eval mode unless `train`; it leaves no trace (`at_rest`). `advance` hears how many videos are done.
         """
         if train and world_size() > 1 and any(_spans_ranks(root) for root in (backbone, *modules)):
             raise PluginError(
                 "run.extract: train=True takes the batch statistics of each rank's own videos, which "
                 "device.sync_batch_norm forbids; extract in eval mode"
             )
-        parts, modes = [], [(module, module.training) for root in (backbone, *modules) for module in root.modules()]
-        before = generators()
-        for module, _ in modes:
-            module.training = train
-        try:
-            with torch.no_grad(), still([norm for root in (backbone, *modules) for norm in normalisations(root)]):
-                for raw in self._batches():
-                    if len(raw.index):
-                        found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
-                        parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
-                    if advance:
-                        advance(len(raw.index))
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            restore_generators(before)
+        parts = []
+        with at_rest((backbone, *modules), train):
+            for raw in self._batches():
+                if len(raw.index):
+                    found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
+                    parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
+                if advance:
+                    advance(len(raw.index))
         return self._joined(parts)
 
     def _batches(self) -> Iterator[RawBatch]:
@@ -96,19 +88,10 @@ class Extractor:
     def _batch(self, raw: RawBatch, backbone: nn.Module) -> Batch:
         (clips,) = prepare(raw, (self.group,), (self.recipe,), self.normalisation)
         views = tuple(
-            View(clip.clip, clip.tail, clip.windows, clip.measures, Features(_lazily(backbone, clip.clip)))
-            for clip in clips
+            View(clip.clip, clip.tail, clip.windows, clip.measures, features_of(backbone, clip.clip)) for clip in clips
         )
         samples = [Sample(self.seed, visit.epoch, visit.visit, visit.video) for visit in raw.visits]
-        return Batch(
-            STREAM,
-            {"clips": views},
-            raw.index,
-            samples,
-            epoch=0,
-            progress=0.0,
-            encode=lambda clip, statistics: Features(_lazily(backbone, clip)),
-        )
+        return still_batch(STREAM, views, raw.index, samples, backbone)
 
     def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Any]:
         own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
@@ -123,6 +106,52 @@ class Extractor:
         return result
 
 
+@contextmanager
+def at_rest(modules: Sequence[nn.Module], train: bool = False) -> Iterator[None]:
+    """No gradient, eval mode unless `train`, and no trace afterwards in modes, running statistics and generators."""
+    modes = [(module, module.training) for root in modules for module in root.modules()]
+    before = generators()
+    for module, _ in modes:
+        module.training = train
+    try:
+        with torch.no_grad(), still([norm for root in modules for norm in normalisations(root)]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        restore_generators(before)
+
+
+def still_batch(
+    name: str, views: Sequence[View], index: Tensor, samples: Sequence[Sample], backbone: nn.Module
+) -> Batch:
+    """What is seen outside of training: `batch["clips"]` are the views, and it stands at the start of a run."""
+    return Batch(
+        name,
+        {"clips": tuple(views)},
+        index,
+        list(samples),
+        epoch=0,
+        progress=0.0,
+        encode=lambda clip, statistics: features_of(backbone, clip),
+    )
+
+
+def seen_by(batch: Batch, name: str, view: View, backbone: nn.Module) -> Batch:
+    """One clip of a batch as the objective of this name sees it, with the features of a backbone of its own."""
+    return still_batch(name, (view,), batch.index, batch._samples, backbone)
+
+
+def with_features(view: View, backbone: nn.Module) -> View:
+    """The same clip, with the features of another backbone."""
+    return replace(view, features=features_of(backbone, view.clip))
+
+
+def features_of(backbone: nn.Module, clip: Tensor) -> Features:
+    """What a backbone makes of a clip (B,3,T,H,W), once it is asked for."""
+    return Features(lambda: {name: stage.float() for name, stage in backbone(clip).items()})
+
+
 def _spans_ranks(root: nn.Module) -> bool:
     return any(isinstance(module, SyncBatchNorm | nn.SyncBatchNorm) for module in root.modules())
 
@@ -133,7 +162,3 @@ def _checked(found: Mapping[str, Tensor], rows: int) -> Mapping[str, Tensor]:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise PluginError(f"run.extract: '{name}' must have a row for each of the {rows} videos, got {got}")
     return found
-
-
-def _lazily(backbone: nn.Module, clip: Tensor) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {name: stage.float() for name, stage in backbone(clip).items()}

@@ -13,7 +13,8 @@ import torch
 from vssl_core.config import RunConfig, build_options
 from vssl_core.objective import Evaluation, ExtractedFeatures, Needs, Result, SplitFeatures
 from vssl_core.plugins import Plugin, new_manager
-from vssl_core.run.build import context_of, make_backbone
+from vssl_core.run.build import build_parts, choose, context_of, make_backbone
+from vssl_core.run.offered import EvaluationContext, offered_widths, offers_features
 from vssl_core.testing.trial import SETTINGS, scramble
 
 CLASSES = ("walk", "run", "jump", "sit", "stand", "wave")
@@ -24,9 +25,21 @@ class Examination:
     """One evaluation, built with the chosen options for the tiny backbone, and what it finds."""
 
     def __init__(self, plugin: Plugin, options: Mapping[str, Any]) -> None:
-        self.plugin, self.options = plugin, options
+        self.plugin = plugin
+        self.options = options if plugin.objective is None else {}  # else they are the objective's
         config = RunConfig.model_validate(SETTINGS)
-        self.context = context_of(config, plugin.name, make_backbone(config, new_manager()), VIDEOS["train"])
+        context = context_of(config, plugin.name, make_backbone(config, new_manager()), VIDEOS["train"])
+        self.context = EvaluationContext.of(context, lambda: self.offers)
+        self.objective_options = options
+
+    @cached_property
+    def offers(self) -> Mapping[str, int]:
+        """The features that the plugin's own objective offers, untrained."""
+        if not offers_features(self.plugin.objective):
+            return {}
+        config = RunConfig.model_validate({**SETTINGS, "plugins": {self.plugin.name: dict(self.objective_options)}})
+        ensemble = build_parts(choose(config), VIDEOS["train"]).ensemble
+        return offered_widths(config, ensemble.backbone, dict(ensemble.objectives.items()))
 
     def build(self) -> Evaluation:
         """A fresh one."""
@@ -45,7 +58,7 @@ class Examination:
         asked = self.needs.stages or stages[-1:]
         generator = torch.Generator().manual_seed(0)
         places = {
-            stage: torch.randn(len(CLASSES), self.context.stages[stage][0], generator=generator) for stage in asked
+            stage: torch.randn(len(CLASSES), self.context.stage(stage)[0], generator=generator) for stage in asked
         }
         splits = {}
         for name in self.needs.splits:
@@ -59,7 +72,8 @@ class Examination:
             splits[name] = SplitFeatures(
                 vectors, labels, tuple(f"{name}/{number}.mp4" for number in range(len(labels)))
             )
-        return ExtractedFeatures(splits, CLASSES, stages, seed=0)
+        offered = tuple(stage for stage in asked if stage not in stages)
+        return ExtractedFeatures(splits, CLASSES, offered + stages, seed=0)
 
     @cached_property
     def result(self) -> Result:
@@ -80,7 +94,7 @@ def needs(examination: Examination) -> str | None:
     if asked.clips < 1 or not asked.splits or not set(asked.splits) <= set(VIDEOS):
         given = f"clips={asked.clips}, splits={asked.splits}"
         return f"needs() must ask for at least one clip of the splits 'train' and 'test', got {given}"
-    missing = [stage for stage in asked.stages or () if stage not in stages]
+    missing = [stage for stage in asked.stages or () if stage not in stages and stage not in examination.offers]
     return (
         f"needs() asks for stage '{missing[0]}', there are {', '.join(stages)}; check it with context.stage"
         if missing

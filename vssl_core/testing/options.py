@@ -18,8 +18,7 @@ FAR = 10**12  # beyond any number that an option can sensibly be
 
 def config_of(plugin: Plugin) -> type[PluginConfig]:
     """The class of the plugin's options, as the engine chooses it."""
-    offered = plugin.objective or plugin.evaluation or plugin.combiner
-    return offered.Config if offered else PluginConfig  # type: ignore[attr-defined]
+    return plugin.options
 
 
 def defaults(plugin: Plugin, chosen: Mapping[str, Any]) -> str | None:

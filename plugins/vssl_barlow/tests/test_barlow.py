@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import vssl_barlow
 from vssl_barlow.objective import BarlowTwins, correlation, on_and_off, standardised
 from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
+from vssl_core.testing import check_plugin
 
 FEATURES = 12
 
@@ -137,13 +138,20 @@ def test_sizes_follow_the_features_unless_they_are_given():
     assert linear(build(layers=2, hidden=20, projection=8).projector) == [20, 8]
 
 
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("barlow", clips=3)
+
+
 def test_it_reads_clips_of_any_geometry_with_jittered_colours():
     request = build(clips=3).requests()["clips"]
     assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
-@pytest.mark.parametrize("options", [{"redundancy": -1}, {"scale": 0}, {"clips": 1}, {"layers": 0}, {"lambd": 1}])
+@pytest.mark.parametrize(
+    "options", [{"redundancy": -1}, {"scale": 0}, {"clips": 1}, {"clips": 17}, {"layers": 0}, {"lambd": 1}]
+)
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):
         BarlowTwins.Config(**options)

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import vssl_byol
-from vssl_byol.objective import Byol, distance, spread
+from vssl_byol.objective import Byol, cosines, distance, spread
 from vssl_core import ANY, Batch, ClipSettings, Context, Features, View, build_backbone
 from vssl_core.plugins import new_manager
+from vssl_core.testing import check_plugin
 
 FRAMES, SIZE, VIDEOS = 8, 16, 4
 
@@ -39,15 +40,15 @@ def build(seed: int = 0, **options: object) -> Byol:
     return Byol(Byol.Config(**options), context)
 
 
-def clips(seed: int = 0, videos: int = VIDEOS) -> tuple[Tensor, Tensor]:
-    return torch.randn(2, videos, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).unbind()
+def clips(seed: int = 0, videos: int = VIDEOS, count: int = 2) -> tuple[Tensor, ...]:
+    return torch.randn(count, videos, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).unbind()
 
 
-def batch_of(objective: Byol, pair: tuple[Tensor, Tensor]) -> Batch:
+def batch_of(objective: Byol, pair: tuple[Tensor, ...]) -> Batch:
     """A batch whose features come from the backbone that is trained."""
     backbone = objective.context.backbone
     views = [View(clip, clip[:, :, :0], None, {}, Features(lambda clip=clip: backbone(clip))) for clip in pair]
-    return Batch("byol", {"pair": tuple(views)}, torch.arange(len(pair[0])), [], epoch=0, progress=0.0, encode=None)
+    return Batch("byol", {"clips": tuple(views)}, torch.arange(len(pair[0])), [], epoch=0, progress=0.0, encode=None)
 
 
 def run_of(objective: Byol, progress: float = 0.0) -> SimpleNamespace:
@@ -65,42 +66,58 @@ def disturb(module: torch.nn.Module, seed: int = 1) -> None:
 # The loss -------------------------------------------------------------------------------------------------------------
 
 
-def test_equal_directions_cost_nothing_opposite_ones_eight():
-    ones = torch.ones(2, 5)
+@pytest.mark.parametrize("pairs", [2, 6])
+def test_equal_directions_cost_nothing_opposite_ones_eight(pairs):
+    ones = torch.ones(5, pairs)
     assert distance(ones) == 0 and distance(-ones) == 8 and distance(0 * ones) == 4
 
 
-@given(seed=st.integers(0, 10_000))
+@given(clips=st.integers(2, 4), seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_it_is_the_squared_distance_of_unit_vectors(seed):
-    left, right, other, another = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(seed))
-    agreement = torch.stack([torch.cosine_similarity(left, other), torch.cosine_similarity(right, another)])
-    slow = sum(
+def test_it_is_the_squared_distance_of_unit_vectors(clips, seed):
+    predictions, targets = torch.randn(2, 3, clips, 6, generator=torch.Generator().manual_seed(seed))
+    slow = [
         float((p / p.norm() - t / t.norm()).square().sum())
-        for predictions, targets in ((left, other), (right, another))
-        for p, t in zip(predictions, targets, strict=True)
-    )
-    assert distance(agreement).item() == pytest.approx(slow / 3, rel=1e-4)
-    assert 0 <= distance(agreement) <= 8
+        for predicted, wanted in zip(predictions, targets, strict=True)
+        for mine, p in enumerate(predicted)
+        for theirs, t in enumerate(wanted)
+        if mine != theirs
+    ]
+    found = distance(cosines(predictions, targets)).item()
+    assert found == pytest.approx(2 * sum(slow) / len(slow), rel=1e-4) and 0 <= found <= 8
+    if clips == 2:  # as published: both directions of each video are added
+        assert found == pytest.approx(sum(slow) / 3, rel=1e-4)
 
 
-def test_forward_is_the_plain_computation_on_both_directions():
-    objective = build(hidden=16, projection=6)
+@pytest.mark.parametrize("count", [2, 3])
+def test_forward_is_the_plain_computation_of_every_direction(count):
+    objective = build(hidden=16, projection=6, clips=count)
     disturb(objective.projector)  # the teacher differs from the online net
-    pair = clips()
+    shown = clips(count=count)
     online = deepcopy(torch.nn.ModuleList([objective.context.backbone, objective.projector, objective.predictor]))
     teacher = deepcopy(torch.nn.ModuleList([objective.teacher.backbone, objective.teacher.projector]))
-    predictions = [online[2](online[1](online[0](clip)["stage5"].mean(dim=(2, 3, 4)))) for clip in pair]
-    targets = [teacher[1](teacher[0](clip)["stage5"].mean(dim=(2, 3, 4))) for clip in pair]
-    total = 0.0
+    predictions = [online[2](online[1](online[0](clip)["stage5"].mean(dim=(2, 3, 4)))) for clip in shown]
+    targets = [teacher[1](teacher[0](clip)["stage5"].mean(dim=(2, 3, 4))) for clip in shown]
+    apart = []
     for video in range(VIDEOS):
-        for mine, theirs in ((0, 1), (1, 0)):
-            p, t = predictions[mine][video].tolist(), targets[theirs][video].tolist()
-            dot = sum(a * b for a, b in zip(p, t, strict=True))
-            total += 2 - 2 * dot / sqrt(sum(a * a for a in p)) / sqrt(sum(b * b for b in t))
-    terms = objective(batch_of(objective, pair))
-    assert terms.losses["distance"].item() == pytest.approx(total / VIDEOS, rel=1e-4)
-    assert terms.metrics["cosine"].item() == pytest.approx(1 - total / VIDEOS / 4, rel=1e-3)
+        for mine in range(count):
+            for theirs in range(count):
+                if mine != theirs:
+                    p, t = predictions[mine][video].tolist(), targets[theirs][video].tolist()
+                    dot = sum(a * b for a, b in zip(p, t, strict=True))
+                    apart.append(2 - 2 * dot / sqrt(sum(a * a for a in p)) / sqrt(sum(b * b for b in t)))
+    terms = objective(batch_of(objective, shown))
+    mean = sum(apart) / len(apart)
+    assert terms.losses["distance"].item() == pytest.approx(2 * mean, rel=1e-4)
+    assert terms.metrics["cosine"].item() == pytest.approx(1 - mean / 2, rel=1e-3)
+
+
+def test_every_clip_is_seen_once_by_each_net():
+    objective, seen = build(clips=3), []
+    for name, net in (("online", objective.context.backbone), ("teacher", objective.teacher.backbone)):
+        net.register_forward_hook(lambda *_, name=name: seen.append(name))
+    objective(batch_of(objective, clips(count=3)))
+    assert sorted(seen) == ["online"] * 3 + ["teacher"] * 3
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_of_the_teacher():
@@ -212,9 +229,15 @@ def test_the_state_brings_the_teacher_back():
 # What it asks for -----------------------------------------------------------------------------------------------------
 
 
-def test_it_reads_two_clips_of_any_geometry_with_jittered_colours():
-    request = build().requests()["pair"]
-    assert request.clips == 2 and request.appearance.colour == "jittered" and request.appearance.per is ANY
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("byol", clips=3)
+
+
+def test_it_reads_clips_of_any_geometry_with_jittered_colours():
+    assert build().requests()["clips"].clips == 2
+    request = build(clips=3).requests()["clips"]
+    assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
@@ -226,7 +249,16 @@ def test_sizes_follow_the_features_unless_they_are_given():
 
 
 @pytest.mark.parametrize(
-    "options", [{"momentum": 1.1}, {"momentum": -0.1}, {"schedule": "linear"}, {"hidden": 0}, {"tau": 1}]
+    "options",
+    [
+        {"momentum": 1.1},
+        {"momentum": -0.1},
+        {"schedule": "linear"},
+        {"hidden": 0},
+        {"clips": 1},
+        {"clips": 17},
+        {"tau": 1},
+    ],
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

@@ -17,7 +17,11 @@ from torch.nn import functional as F
 
 import vssl_moco
 from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, Features, View
-from vssl_core.plugins import new_manager
+from vssl_core.plugins import load, new_manager
+from vssl_core.testing import check_plugin
+from vssl_core.testing.objectives import TOGETHER
+from vssl_core.testing.ranks import on_two_ranks
+from vssl_core.testing.trial import Trial
 from vssl_moco.objective import MoCo, against_queue, against_step
 
 VIDEOS, FEATURES = 4, 12
@@ -196,6 +200,29 @@ def test_who_looks_for_whom_and_what_it_costs(options, pairs, online, slow):
     assert terms.keep["keys"].shape == (VIDEOS, 128)  # one for each video, however many clips
 
 
+def test_the_loss_of_three_clips_is_the_one_in_loops():
+    objective = build(clips=3, queue=8, temperature=0.5)
+    disturb(objective.projector)
+    views = clips(3)
+    with torch.no_grad():
+        plain = deepcopy(objective)
+        queries, keys = (
+            [F.normalize(projector(net(view)["stage5"].mean(dim=(2, 3, 4))), dim=1) for view in views]
+            for net, projector in (
+                (plain.context.backbone, plain.projector),
+                (plain.teacher.backbone, plain.teacher.projector),
+            )
+        )
+    wanted = [
+        slow_loss(queries[query], keys[key], plain.queue.rows, 0.5)
+        for query in range(3)
+        for key in range(3)
+        if query != key
+    ]
+    terms = objective(batch_of(objective, views))
+    assert terms.losses["contrast"].item() == pytest.approx(sum(wanted) / 6, rel=1e-5)
+
+
 def test_the_loss_of_many_clips_is_the_mean_over_pairs():
     objective = build(clips=3, queue=8, temperature=0.5)
     for module in (objective.context.backbone, objective.teacher.backbone):
@@ -289,7 +316,23 @@ def test_the_queue_is_cut_to_the_list_unless_its_size_is_given():
         build(queue=41)
 
 
+def test_two_ranks_hold_the_queue_and_the_key_encoder_of_one(tmp_path):
+    trial = Trial(load(["moco"])[1]["moco"], {"clips": 3}, tmp_path)
+    settings = {**TOGETHER, "exact": True}
+    one, ranks = trial.record("one", **settings), on_two_ranks(trial.job("two", **settings))
+    for name in ("queue.rows", "queue.cursor", "queue.filled", "teacher.projector.0.weight"):
+        alone, first, second = (recording.state[f"objectives.moco.{name}"] for recording in (one, *ranks))
+        torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first, second)
+    assert int(one.state["objectives.moco.queue.filled"]) == 12
+
+
 # What it asks for -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("moco", clips=3)
 
 
 def test_it_reads_clips_of_any_geometry_with_jittered_colours():
@@ -309,7 +352,7 @@ def test_versions_differ_in_their_projectors():
 
 
 @pytest.mark.parametrize(
-    "options", [{"queue": -1}, {"momentum": 1.1}, {"temperature": 0}, {"clips": 1}, {"layers": 0}, {"variant": "v2"}]
+    "options", [{"queue": -1}, {"momentum": 1.1}, {"temperature": 0}, {"clips": 1}, {"clips": 17}, {"layers": 0}]
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from math import exp, log
@@ -17,8 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vssl_pcl
-from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, DataError, Features, Request, View
-from vssl_core.plugins import new_manager
+from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, DataError, Features, Request, UserError, View
+from vssl_core.plugins import load, new_manager
+from vssl_core.testing import check_plugin
+from vssl_core.testing.objectives import TOGETHER
+from vssl_core.testing.ranks import on_two_ranks
+from vssl_core.testing.trial import Trial
 from vssl_pcl.objective import Pcl, against_prototypes, against_queue
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'vssl[cpu]'")
@@ -34,9 +39,11 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv3d(3, FEATURES, 2), nn.BatchNorm3d(FEATURES), nn.ReLU())
+        self.forwards = 0
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """{'stage5': the map}."""
+        self.forwards += 1
         return {"stage5": self.body(clip)}
 
 
@@ -67,10 +74,12 @@ def views_of(objective: Pcl, *shown: Tensor) -> tuple[View, ...]:
 
 
 def batch_of(objective: Pcl, index: list[int], epoch: int = 0) -> Batch:
-    """A batch of these videos of the list, two noisy clips each."""
+    """A batch of these videos of the list, as many noisy clips of each as the objective reads."""
     whole = clips(LIST)[index]
-    pair = views_of(objective, *(whole + 0.1 * clips(len(index), seed) for seed in (1, 2)))
-    return Batch("pcl", {"pair": pair}, torch.tensor(index), [], epoch=epoch, progress=0.0, encode=None)
+    noisy = (whole + 0.1 * clips(len(index), seed + 1) for seed in range(objective.config.clips))
+    return Batch(
+        "pcl", {"clips": views_of(objective, *noisy)}, torch.tensor(index), [], epoch=epoch, progress=0.0, encode=None
+    )
 
 
 class Run:
@@ -162,33 +171,47 @@ def test_videos_of_no_cluster_are_left_out_and_none_costs_nothing():
     assert found == 0 and not queries.grad.any()
 
 
-def test_forward_is_the_plain_computation_of_both_terms():
-    objective = clustered(queue=8, temperature=0.3)
+@pytest.mark.parametrize(
+    ("options", "queries", "online", "slow"),
+    [({}, [0], 1, 1), ({"symmetric": True}, [0, 1], 2, 2), ({"clips": 3}, [0, 1, 2], 3, 3)]
+    + [({"clips": 3, "symmetric": False}, [0], 1, 2)],
+)
+def test_forward_is_the_plain_computation_of_both_terms(options, queries, online, slow):
+    """In loops over ordered pairs of clips, videos and clusterings; and each clip is seen once by each net."""
+    objective = clustered(queue=8, temperature=0.3, **options)
     index = [3, 17, 8, 3]
+    views = batch_of(objective, index)["clips"]
     with torch.no_grad():
-        batch, plain = batch_of(objective, index), deepcopy(objective)
-        queries, keys = (
-            F.normalize(projector(net(view.clip)["stage5"].mean(dim=(2, 3, 4))), dim=1)
-            for net, projector, view in (
-                (deepcopy(plain.context.backbone), plain.projector, batch["pair"][0]),
-                (plain.teacher.backbone, plain.teacher.projector, batch["pair"][1]),
+        plain = deepcopy(objective)
+        rows = {
+            kind: [F.normalize(projector(net(view.clip)["stage5"].mean(dim=(2, 3, 4))), dim=1) for view in views]
+            for kind, net, projector in (
+                ("query", plain.context.backbone, plain.projector),
+                ("key", plain.teacher.backbone, plain.teacher.projector),
             )
-        )
-        instance = [
-            slow_entropy(query, 0, [key, *plain.queue.rows.tolist()], [0.3] * 9)
-            for query, key in zip(queries.tolist(), keys.tolist(), strict=True)
-        ]
-        prototype, first = [], 0
-        for number, count in enumerate((3, 5)):
-            rows, spread = plain.prototypes[first : first + count], plain.concentrations[first : first + count]
-            for query, video in zip(queries.tolist(), index, strict=True):
+        }
+    instance = [
+        slow_entropy(found, 0, [wanted, *plain.queue.rows.tolist()], [0.3] * 9)
+        for query in queries
+        for key in range(len(views))
+        if key != query
+        for found, wanted in zip(rows["query"][query].tolist(), rows["key"][key].tolist(), strict=True)
+    ]
+    prototype, first = [], 0
+    for number, count in enumerate((3, 5)):
+        middles, spread = plain.prototypes[first : first + count], plain.concentrations[first : first + count]
+        for query in queries:
+            for found, video in zip(rows["query"][query].tolist(), index, strict=True):
                 own = int(plain.assignments[number, video])
-                prototype.append(slow_entropy(query, own, rows.tolist(), spread.tolist()))
-            first += count
+                prototype.append(slow_entropy(found, own, middles.tolist(), spread.tolist()))
+        first += count
+    seen = objective.context.backbone.forwards, objective.teacher.backbone.forwards
     terms = objective(batch_of(objective, index))
-    assert terms.losses["instance"].item() == pytest.approx(sum(instance) / 4, rel=1e-4)
-    assert terms.losses["prototype"].item() == pytest.approx(sum(prototype) / 8, rel=1e-4)
-    torch.testing.assert_close(terms.keep["keys"], keys)
+    assert terms.losses["instance"].item() == pytest.approx(sum(instance) / len(instance), rel=1e-4)
+    assert terms.losses["prototype"].item() == pytest.approx(sum(prototype) / len(prototype), rel=1e-4)
+    torch.testing.assert_close(terms.keep["keys"], rows["key"][1])  # one for each video, however many clips
+    assert objective.context.backbone.forwards - seen[0] == online
+    assert objective.teacher.backbone.forwards - seen[1] == slow
 
 
 def test_gradients_reach_the_query_and_nothing_of_the_key():
@@ -304,6 +327,26 @@ def test_forward_changes_nothing_but_running_statistics():
     assert changed and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
 
 
+def test_faiss_missing_is_told_before_the_warm_up(monkeypatch):
+    objective = build(warmup_epochs=20)
+    announce(objective, "vssl_run_start", run=Run(objective))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"k-means: needs faiss.*pip install 'vssl\[cpu\]'"):
+        announce(objective, "vssl_run_start", run=Run(objective))
+
+
+def test_two_ranks_hold_queue_prototypes_and_assignments_of_one(tmp_path):
+    options = {"clusters": (2, 3), "warmup_epochs": 0, "clips": 3}
+    trial = Trial(load(["pcl"])[1]["pcl"], options, tmp_path)
+    settings = {**TOGETHER, "exact": True}
+    one, ranks = trial.record("one", **settings), on_two_ranks(trial.job("two", **settings))
+    for name in ("queue.rows", "queue.cursor", "queue.filled", "prototypes", "concentrations", "assignments"):
+        alone, first, second = (recording.state[f"objectives.pcl.{name}"] for recording in (one, *ranks))
+        torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first, second)
+    assert int(one.state["objectives.pcl.queue.filled"]) == 12 and one.state["objectives.pcl.assignments"].max() == 2
+
+
 # Sizes and options ----------------------------------------------------------------------------------------------------
 
 
@@ -326,14 +369,29 @@ def test_more_clusters_than_videos_are_refused_in_a_sentence():
         build(queue=25)
 
 
-def test_it_reads_two_clips_of_any_geometry_with_jittered_colours():
-    request = build().requests()["pair"]
-    assert request.clips == 2 and request.appearance.colour == "jittered" and request.appearance.per is ANY
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("pcl", clips=3)
+
+
+def test_it_reads_clips_of_any_geometry_with_jittered_colours():
+    assert build().requests()["clips"].clips == 2
+    request = build(clips=3).requests()["clips"]
+    assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
 @pytest.mark.parametrize(
-    "options", [{"clusters": ()}, {"every": 0}, {"temperature": 0}, {"queue": 0}, {"num_cluster": 3}]
+    "options",
+    [
+        {"clusters": ()},
+        {"every": 0},
+        {"temperature": 0},
+        {"queue": 0},
+        {"clips": 1},
+        {"clips": 17},
+        {"num_cluster": 3},
+    ],
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 import vssl_simclr
 from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
-from vssl_simclr.objective import SimClr, similarities
+from vssl_core.testing import check_plugin
+from vssl_simclr.objective import SimClr, contrast, similarities
 
 FEATURES = 12
 
@@ -44,34 +45,52 @@ def build(**options: object) -> SimClr:
     return SimClr(SimClr.Config(**options), context)
 
 
-def batch_of(maps: tuple[Tensor, Tensor]) -> Batch:
+def batch_of(maps: tuple[Tensor, ...]) -> Batch:
     """A batch with these last maps (B, D, T, H, W) as features."""
     views = [View(None, None, None, {}, Features(lambda values=values: {"stage5": values})) for values in maps]
-    return Batch("simclr", {"pair": tuple(views)}, torch.arange(len(maps[0])), [], epoch=0, progress=0.0, encode=None)
+    return Batch("simclr", {"clips": tuple(views)}, torch.arange(len(maps[0])), [], epoch=0, progress=0.0, encode=None)
 
 
-def maps(videos: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    return torch.randn(2, videos, FEATURES, 2, 3, 3, generator=torch.Generator().manual_seed(seed)).unbind()
+def maps(videos: int = 6, seed: int = 0, clips: int = 2) -> tuple[Tensor, ...]:
+    return torch.randn(clips, videos, FEATURES, 2, 3, 3, generator=torch.Generator().manual_seed(seed)).unbind()
 
 
 def loss_of(projections: Tensor, temperature: float) -> Tensor:
-    return F.cross_entropy(*similarities(projections, temperature))
+    return contrast(*similarities(projections, temperature))
+
+
+def score(row: list[float], candidate: list[float], temperature: float) -> float:
+    dot = sum(a * b for a, b in zip(row, candidate, strict=True))
+    return dot / sqrt(sum(a * a for a in row)) / sqrt(sum(b * b for b in candidate)) / temperature
 
 
 def slow_loss(projections: list[list[list[float]]], temperature: float) -> float:
-    """NT-Xent in loops: `projections[video][view]` is a vector; the mean over all clips as anchors."""
+    """NT-Xent of two clips as it was published: each clip against all others, the mean over all clips."""
     clips = [(video, row) for video, pair in enumerate(projections) for row in pair]
     total = 0.0
     for anchor, (video, row) in enumerate(clips):
-        scores = {}
-        for other, (_, candidate) in enumerate(clips):
-            if other != anchor:
-                dot = sum(a * b for a, b in zip(row, candidate, strict=True))
-                scores[other] = dot / sqrt(sum(a * a for a in row)) / sqrt(sum(b * b for b in candidate)) / temperature
+        scores = {
+            other: score(row, candidate, temperature) for other, (_, candidate) in enumerate(clips) if other != anchor
+        }
         (partner,) = [other for other in scores if clips[other][0] == video]
         highest = max(scores.values())
         total -= scores[partner] - highest - log(sum(exp(score - highest) for score in scores.values()))
     return total / len(clips)
+
+
+def slow_loss_of_many(projections: list[list[list[float]]], temperature: float) -> float:
+    """The same for any number of clips, in loops: each ordered pair of a video's clips against all strangers."""
+    costs = []
+    for video, clips in enumerate(projections):
+        strangers = [row for other, rows in enumerate(projections) if other != video for row in rows]
+        for anchor, row in enumerate(clips):
+            against = [score(row, stranger, temperature) for stranger in strangers]
+            for place, partner in enumerate(clips):
+                if place != anchor:
+                    own = score(row, partner, temperature)
+                    highest = max([own, *against])
+                    costs.append(log(sum(exp(value - highest) for value in [own, *against])) + highest - own)
+    return sum(costs) / len(costs)
 
 
 # The loss -------------------------------------------------------------------------------------------------------------
@@ -86,9 +105,24 @@ def test_it_is_the_loss_in_loops(videos, temperature, seed):
     )
 
 
-def test_its_gradient_is_the_numeric_one():
+@given(videos=st.integers(1, 5), clips=st.integers(2, 5), temperature=st.floats(0.05, 5), seed=st.integers(0, 9999))
+@settings(max_examples=25, deadline=None)
+def test_of_many_clips_it_is_the_mean_over_pairs_in_loops(videos, clips, temperature, seed):
+    projections = torch.randn(videos, clips, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    wanted = slow_loss_of_many(projections.tolist(), temperature)
+    assert loss_of(projections, temperature).item() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+def test_partners_are_no_strangers():
+    """Three equal clips of each of four orthogonal videos: each has two partners, and nine strangers."""
+    projections = torch.eye(4)[:, None].expand(4, 3, 4)
+    assert loss_of(projections, 0.5).item() == pytest.approx(log(exp(2) + 9) - 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("clips", [2, 3])
+def test_its_gradient_is_the_numeric_one(clips):
     projections = torch.randn(
-        4, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True
+        4, clips, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True
     )
     assert torch.autograd.gradcheck(lambda rows: loss_of(rows, 0.3), projections)
 
@@ -112,8 +146,9 @@ def test_the_same_video_twice_in_a_batch_stays_finite():
     assert loss.item() >= log(2) - 1e-4 and projections.grad.isfinite().all()
 
 
-def test_a_single_video_has_nothing_to_tell_apart():
-    projections = torch.randn(1, 2, 4, requires_grad=True)
+@pytest.mark.parametrize("clips", [2, 3])
+def test_a_single_video_has_nothing_to_tell_apart(clips):
+    projections = torch.randn(1, clips, 4, requires_grad=True)
     loss = loss_of(projections, 0.1)
     loss.backward()
     assert loss.item() == 0 and not projections.grad.any()
@@ -158,19 +193,39 @@ def test_forward_reads_both_clips_and_counts_what_comes_first():
     assert all(parameter.grad is not None for parameter in objective.projector.parameters())
 
 
+def test_forward_reads_three_clips():
+    objective = build(clips=3, temperature=0.2, hidden=9, projection=5)
+    views = maps(clips=3)
+    terms = objective(batch_of(views))
+    with torch.no_grad():
+        projected = torch.stack([objective.projector(values.mean(dim=(2, 3, 4))) for values in views], dim=1)
+    assert terms.losses["contrast"].item() == pytest.approx(slow_loss_of_many(projected.tolist(), 0.2), rel=1e-5)
+    unit = F.normalize(projected, dim=2)
+    right = [
+        float(unit[video, anchor] @ unit[video, partner])
+        > max(float(unit[video, anchor] @ row) for other in range(6) if other != video for row in unit[other])
+        for video in range(6)
+        for anchor in range(3)
+        for partner in range(3)
+        if partner != anchor
+    ]
+    assert terms.metrics["accuracy"].item() == pytest.approx(sum(right) / 36)
+
+
 # Ranks ----------------------------------------------------------------------------------------------------------------
 
 
 def one_step(rank: int, world: int) -> dict[str, Tensor]:
     """Loss and gradients of one rank's part of the batch; no batch norm, so that only the negatives can differ."""
-    objective = build(layers=1)
-    pair = [values.chunk(world)[rank].clone().requires_grad_() for values in maps(videos=8)]
-    loss = objective(batch_of(tuple(pair))).losses["contrast"]
+    objective = build(layers=1, clips=3)
+    views = [values.chunk(world)[rank].clone().requires_grad_() for values in maps(videos=8, clips=3)]
+    loss = objective(batch_of(tuple(views))).losses["contrast"]
     loss.backward()
     return {
         "loss": loss.detach(),
-        "left": pair[0].grad,
-        "right": pair[1].grad,
+        "first": views[0].grad,
+        "second": views[1].grad,
+        "third": views[2].grad,
         "weight": objective.projector[0].weight.grad,
         "bias": objective.projector[0].bias.grad,
     }
@@ -184,7 +239,7 @@ def test_two_ranks_are_one(tmp_path):
     wanted = one_step(0, 1)
     for name in ("loss", "weight", "bias"):  # training averages gradients over ranks
         torch.testing.assert_close((answers[0][name] + answers[1][name]) / 2, wanted[name], rtol=1e-5, atol=1e-6)
-    for name in ("left", "right"):
+    for name in ("first", "second", "third"):
         torch.testing.assert_close(
             torch.cat([answer[name] for answer in answers]) / 2, wanted[name], rtol=1e-5, atol=1e-6
         )
@@ -193,14 +248,21 @@ def test_two_ranks_are_one(tmp_path):
 # What it asks for -----------------------------------------------------------------------------------------------------
 
 
-def test_it_reads_two_clips_of_any_geometry_with_jittered_colours():
-    request = build().requests()["pair"]
-    assert request.clips == 2 and request.appearance.colour == "jittered" and request.appearance.per is ANY
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("simclr", clips=3)
+
+
+def test_it_reads_clips_of_any_geometry_with_jittered_colours():
+    assert build().requests()["clips"].clips == 2
+    request = build(clips=3).requests()["clips"]
+    assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0}, {"temperature": 1e9}, {"hidden": 0}, {"layers": 0}, {"tau": 1}]
+    "options",
+    [{"temperature": 0}, {"temperature": 1e9}, {"hidden": 0}, {"layers": 0}, {"clips": 1}, {"clips": 17}, {"tau": 1}],
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

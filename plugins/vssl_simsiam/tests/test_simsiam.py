@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vssl_simsiam
 from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
+from vssl_core.testing import check_plugin
 from vssl_simsiam.objective import SimSiam, agreement, spread
 
 FEATURES = 12
@@ -137,6 +138,11 @@ def test_the_predictor_keeps_its_learning_rate_unless_told():
     assert not list(build(predictor_schedule="run").parameter_groups())
 
 
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("simsiam", clips=3)
+
+
 def test_it_reads_clips_of_any_geometry_with_jittered_colours():
     request = build(clips=3).requests()["clips"]
     assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
@@ -144,7 +150,7 @@ def test_it_reads_clips_of_any_geometry_with_jittered_colours():
 
 
 @pytest.mark.parametrize(
-    "options", [{"hidden": 0}, {"clips": 1}, {"layers": 0}, {"predictor_schedule": "no"}, {"m": 1}]
+    "options", [{"hidden": 0}, {"clips": 1}, {"clips": 17}, {"layers": 0}, {"predictor_schedule": "no"}, {"m": 1}]
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

@@ -17,7 +17,11 @@ from torch.nn import functional as F
 
 import vssl_swav
 from vssl_core import ANY, Batch, ClipSettings, ConfigError, Context, Features, View
-from vssl_core.plugins import new_manager
+from vssl_core.plugins import load, new_manager
+from vssl_core.testing import check_plugin
+from vssl_core.testing.objectives import TOGETHER
+from vssl_core.testing.ranks import on_two_ranks
+from vssl_core.testing.trial import Trial
 from vssl_swav.objective import SwAV, swapped
 
 FEATURES, VIDEOS = 12, 6
@@ -186,6 +190,28 @@ def test_forward_changes_nothing_but_running_statistics():
     assert changed and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
 
 
+def test_the_state_brings_queue_and_prototypes_back():
+    first, second = build(queue=12, queue_epoch=0), build(queue=12, queue_epoch=0)
+    with torch.no_grad():
+        first.prototypes.weight.copy_(F.normalize(torch.randn_like(first.prototypes.weight), dim=1))
+    kept = first(batch_of(maps(seed=1))).keep
+    announce(first, "vssl_step_end", run=None, report=SimpleNamespace(kept={"swav": kept}))
+    assert not torch.equal(first(batch_of(maps())).losses["swap"], second(batch_of(maps())).losses["swap"])
+    second.load_state_dict(deepcopy(first.state_dict()))
+    assert torch.equal(first(batch_of(maps())).losses["swap"], second(batch_of(maps())).losses["swap"])
+
+
+def test_two_ranks_hold_the_queue_and_the_prototypes_of_one(tmp_path):
+    trial = Trial(load(["swav"])[1]["swav"], {"clips": 3, "queue_epoch": 0, "frozen_epochs": 0}, tmp_path)
+    settings = {**TOGETHER, "exact": True}
+    one, ranks = trial.record("one", **settings), on_two_ranks(trial.job("two", **settings))
+    for name in ("queue.rows", "queue.cursor", "queue.filled", "prototypes.weight"):
+        alone, first, second = (recording.state[f"objectives.swav.{name}"] for recording in (one, *ranks))
+        torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-5)
+        assert torch.equal(first, second)
+    assert int(one.state["objectives.swav.queue.filled"]) == 12
+
+
 def test_sizes_follow_list_batch_and_run_unless_they_are_given():
     def sizes(objective: SwAV) -> tuple[int, int, int]:
         queue = 0 if objective.queue is None else len(objective.queue)
@@ -208,6 +234,11 @@ def test_what_cannot_be_is_refused_in_a_sentence():
     assert build(queue=0, prototypes=6)
 
 
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("swav", clips=3)
+
+
 def test_it_reads_clips_of_any_geometry_with_jittered_colours():
     request = build(clips=3).requests()["clips"]
     assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
@@ -215,7 +246,16 @@ def test_it_reads_clips_of_any_geometry_with_jittered_colours():
 
 
 @pytest.mark.parametrize(
-    "options", [{"prototypes": 1}, {"epsilon": 0}, {"iterations": 0}, {"clips": 1}, {"queue": -1}, {"nmb_crops": 2}]
+    "options",
+    [
+        {"prototypes": 1},
+        {"epsilon": 0},
+        {"iterations": 0},
+        {"clips": 1},
+        {"clips": 17},
+        {"queue": -1},
+        {"nmb_crops": 2},
+    ],
 )
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):

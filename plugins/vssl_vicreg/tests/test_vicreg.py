@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vssl_vicreg
 from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
+from vssl_core.testing import check_plugin
 from vssl_vicreg.objective import VicReg, covariance, deviation, distance
 
 FEATURES = 12
@@ -117,13 +118,18 @@ def test_sizes_follow_the_features_unless_they_are_given():
     assert linear(build(layers=2, hidden=20, projection=8).expander) == [20, 8]
 
 
+@pytest.mark.slow
+def test_three_clips_keep_the_contract():
+    check_plugin("vicreg", clips=3)
+
+
 def test_it_reads_clips_of_any_geometry_with_jittered_colours():
     request = build(clips=3).requests()["clips"]
     assert request.clips == 3 and request.appearance.colour == "jittered" and request.appearance.per is ANY
     assert {request.strides, request.placement, request.boxes, request.flips, request.turns} == {ANY}
 
 
-@pytest.mark.parametrize("options", [{"variance": -1}, {"clips": 1}, {"layers": 0}, {"mu": 1}])
+@pytest.mark.parametrize("options", [{"variance": -1}, {"clips": 1}, {"clips": 17}, {"layers": 0}, {"mu": 1}])
 def test_options_have_bounds(options):
     with pytest.raises(ValidationError):
         VicReg.Config(**options)

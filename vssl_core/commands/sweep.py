@@ -1,0 +1,197 @@
+"""`vssl sweep`: from a sweep file to runs, evaluations and the table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vssl_core.commands.train import place
+from vssl_core.errors import ConfigError
+from vssl_core.plain import flatten, to_tree
+from vssl_core.run.side_by_side import Child, SideBySide
+from vssl_core.run.signals import Interrupted, Signals
+from vssl_core.run.sweep import Cell, Sweep, read_sweep
+from vssl_core.run.sweep_runs import SweepRun, check_folder, held, runs_of
+from vssl_core.run.table import table_of
+
+
+def sweep(
+    file: str,
+    run: str | None,
+    data: str | None,
+    parallel: int,
+    overrides: Sequence[str],
+    *,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Do what is not done yet, write the table, and print it; 1 where a run has failed or is left undone."""
+    if parallel < 1:
+        raise ConfigError(f"--parallel: {parallel} runs at a time do nothing; give at least 1")
+    settled = read_sweep(file, place(data) if data else None, overrides)
+    folder = Path(run or Path("runs") / "sweeps" / settled.name)
+    runs = runs_of(settled, folder)
+    if dry_run:
+        check_folder(settled, folder)
+        return show(settled, runs)
+    with held(settled, folder) as number:
+        for failed in runs if retry_failed else ():
+            failed.forget_failure()
+        _work(settled, runs, folder, parallel, number)
+    return _sum_up(settled, runs, folder)
+
+
+def _work(settled: Sweep, runs: Sequence[SweepRun], folder: Path, parallel: int, number: int) -> None:
+    """Do all that is to be done; the table is written anew after each run, and on the way out."""
+    standings = {run: run.standing for run in runs}
+    board = Board(len(runs), sum(standing == "done" for standing in standings.values()))
+    for run in runs:
+        if standings[run] == "failed":
+            board.say(f"{run.name}: failed before ({run.failure}); give --retry-failed to do it again")
+
+    def tell(run: SweepRun, what: str, more: str) -> None:
+        board.tell(run, what, more)
+        if what != "started":
+            table_of(settled, runs).write(folder)
+
+    todo = [run for run in runs if standings[run] in ("to do", "half done")]
+    crew = SideBySide(todo, parallel, number, tell)
+    with Signals() as signals, board.shown():
+        try:
+            crew.work(lambda: signals.asked, lambda: board.refresh(crew.children))
+        finally:
+            table_of(settled, runs).write(folder)
+    if signals.asked:
+        raise Interrupted(signals.asked, folder)
+
+
+def _sum_up(settled: Sweep, runs: Sequence[SweepRun], folder: Path) -> int:
+    console = get_console()
+    console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    undone = [run for run in runs if run.standing != "done"]
+    console.print(
+        f"{settled.name}: {len(runs) - len(undone)} of {len(runs)} runs done; {folder / 'table.md'}, table.csv",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 1 if undone else 0
+
+
+# What is seen meanwhile -----------------------------------------------------------------------------------------------
+
+
+class Board:
+    """The console while runs are at work: a bar for all, a bar for each that trains, a line for each that ends."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.console = get_console()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        # No thread of its own: the processes are started from here, and a fork with threads is asking for trouble
+        self.bars = Progress(
+            *columns, TextColumn("{task.fields[more]}"), console=self.console, auto_refresh=False, transient=True,
+            disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.all = self.bars.add_task("runs", total=total, completed=done, more="")
+        self.one: dict[str, TaskID] = {}
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """While it is open, the bars are on the console."""
+        with self.bars:
+            yield
+
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def tell(self, run: SweepRun, what: str, more: str) -> None:
+        """A run has got somewhere."""
+        self.say(f"{run.name}: {what}{': ' if more else ''}{more}")
+        if what == "done":
+            self.bars.advance(self.all)
+
+    def refresh(self, children: Sequence[Child]) -> None:
+        """Read how far each is, and draw."""
+        if self.bars.disable:
+            return
+        now = {f"{child.run.name}: {child.doing}": child for child in children}
+        for gone in set(self.one) - set(now):
+            self.bars.remove_task(self.one.pop(gone))
+        for name, child in now.items():
+            if name not in self.one:
+                epochs = child.run.cell.config.epochs if child.doing == "train" else None
+                self.one[name] = self.bars.add_task(escape(name), total=epochs, more="")
+            if child.doing == "train" and (line := last_line(child.run.folder / "metrics.jsonl")):
+                self.bars.update(self.one[name], completed=line["epoch"], more=f"loss {line['loss']:.4g}")
+        self.bars.refresh()
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a log that is being written."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - 2**14, 0))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:  # cut short
+            continue
+        return found if isinstance(found, dict) and {"epoch", "loss"} <= found.keys() else None
+    return None
+
+
+# The dry run ----------------------------------------------------------------------------------------------------------
+
+
+def show(settled: Sweep, runs: Sequence[SweepRun]) -> int:
+    """Print cells, what each changes in the base, and what is to be done; writes nothing and needs no data."""
+    for cell in settled.cells:
+        standings = Counter(run.standing for run in runs if run.cell is cell)
+        told = {
+            "plugins": [", ".join(cell.config.plugins) or "none: random initialisation"],
+            "changes": changes(settled, cell),
+            "paper": [f"{metric} {number:g}" for metric, number in cell.paper.items()],
+            "runs": [", ".join(f"{count} {standing}" for standing, count in standings.items())],
+        }
+        print(cell.name)
+        for what, lines in told.items():
+            for number, line in enumerate(lines):
+                print(f"    {'' if number else what:<8} {line}")
+    standings = Counter(run.standing for run in runs)
+    print(
+        f"cells: {len(settled.cells)}; seeds: {', '.join(map(str, settled.seeds))}; runs: {len(runs)} ("
+        + ", ".join(f"{count} {standing}" for standing, count in standings.items())
+        + f"), {sum(run.cell.trains for run in runs)} of them trained; evaluations: "
+        + (", ".join(settled.evaluations) or "none")
+    )
+    return 0
+
+
+def changes(settled: Sweep, cell: Cell) -> list[str]:
+    """The keys in which a cell differs from the base, but for those of plugins that it leaves out."""
+    before, after = _comparable(to_tree(settled.base)), _comparable(to_tree(cell.given))
+    left_out = set(settled.base.plugins) - set(cell.config.plugins)
+    lines = []
+    for key in {**before, **after}:
+        gone = key.startswith(("plugins.", "weights.")) and key.split(".")[1] in left_out
+        if not gone and before.get(key) != after.get(key):
+            lines.append(f"{key}: {_shown(before, key)} -> {_shown(after, key)}")
+    return lines
+
+
+def _comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values, without the plugins that have no options and the empty mappings."""
+    return {key: value for key, value in flatten(tree).items() if value != {}}
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return str(values.get(key, "default"))
