@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from vssl_core import (
     mean,
 )
 from vssl_pace.contrast import Reading, contrast
+
+if TYPE_CHECKING:
+    from vssl_core import Shot
 
 UNKNOWN = -1  # the label of a clip with a seam, which would give its pace away
 
@@ -163,3 +166,18 @@ class Pace(Objective):
         rows = torch.stack([self.projector(view.features.vector) for view in views], dim=1).flatten(0, 1)  # (B*V, D)
         keys = index if self.config.contrast == "same_context" else self.labels(views[0])  # (B,)
         return contrast(rows, keys.repeat_interleave(len(views)), self.config.reading)
+
+    def pictures(self, batch: Batch, shots: Mapping[str, tuple[Shot, ...]]) -> Mapping[str, Any]:
+        """The frames that each clip reads, on a line of time, and its pace."""
+        from vssl_pace.pictures import draw
+
+        labels = [int(self.labels(view)[0]) for view in batch["clip"]]
+        told = [
+            "no label" if label == UNKNOWN else f"label {label}: pace {self.paces[label]}, of {_listed(self.paces)}"
+            for label in labels
+        ]
+        return {"paces": draw(shots["clip"], told)}
+
+
+def _listed(paces: tuple[int | Fraction, ...]) -> str:
+    return ", ".join(str(pace) for pace in paces)

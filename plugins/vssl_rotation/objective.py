@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 
 from vssl_core import ANY, Batch, Context, Objective, PluginConfig, Request, Terms, Turns, head
+
+if TYPE_CHECKING:
+    from vssl_core import Shot
 
 QUARTER_TURNS = (0, 1, 2, 3)
 
@@ -50,3 +53,9 @@ class Rotation(Objective):
         logits = self.head(torch.cat([view.features.vector for view in views])).float()  # (V*B, 4)
         loss = F.cross_entropy(logits, labels) * (len(views) if self.config.views == "sum" else 1)
         return Terms({"turns": loss}, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()})
+
+    def pictures(self, batch: Batch, shots: Mapping[str, tuple[Shot, ...]]) -> Mapping[str, Any]:
+        """The clip's box as filmed, and the clip as it was turned."""
+        from vssl_rotation.pictures import draw
+
+        return {"turns": draw(shots["clip"], [int(view.windows.turns[0]) for view in batch["clip"]])}

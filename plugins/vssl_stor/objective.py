@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from vssl_core import (
     View,
     mlp,
 )
+
+if TYPE_CHECKING:
+    from vssl_core import Shot
 
 
 def _spell_out(value: Any) -> Any:
@@ -123,6 +126,17 @@ class Stor(Objective):
         """{"space": (B,), "time": (B,)}: the nearest candidate, ascending from 0, to the overlap that was cut."""
         shares = {"space": left.windows.shared_area, "time": left.windows.shared_time}
         return {name: _nearest(shares[name](right.windows), rates) for name, rates in self.candidates.items()}
+
+    def pictures(self, batch: Batch, shots: Mapping[str, tuple[Shot, ...]]) -> Mapping[str, Any]:
+        """Both boxes on the frame, both spans on a line of time, and the rates that were told."""
+        from vssl_stor.pictures import draw
+
+        left, right = batch["pair"]
+        told = {name: self.candidates[name][int(label[0])] for name, label in self.labels(left, right).items()}
+        shares = {"space": left.windows.shared_area, "time": left.windows.shared_time}
+        return {
+            "overlap": draw(shots["pair"], told, {name: float(of(right.windows)[0]) for name, of in shares.items()})
+        }
 
 
 def _nearest(shares: Tensor, rates: tuple[float, ...]) -> Tensor:

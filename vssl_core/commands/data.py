@@ -1,4 +1,4 @@
-"""`vssl data`: check, list, generate and prepare data sets."""
+"""`vssl data`: check, list, generate and prepare data sets, compute flow ahead, look at labels."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def run(options: argparse.Namespace) -> int:
 
             root, paths = _below(options.place)
             return run_prepare(paths, root, options.out, options.workers)
+        case "flow":
+            from vssl_core.data.flow_ahead import run_flow
+            from vssl_core.data.flow_store import Settings
+
+            root, paths = _below(options.place)
+            settings = Settings(options.method, options.stride, options.blocks)
+            return run_flow(paths, root, options.out, settings, options.workers)
+        case "labels":
+            from vssl_core.commands.labels import labels
+
+            return labels(
+                options.plugin, options.place, options.out, options.overrides, options.videos, options.against
+            )
     raise AssertionError(options.what)
 
 
