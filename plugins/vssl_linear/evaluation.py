@@ -21,7 +21,9 @@ class Linear(Evaluation):
     class Config(PluginConfig):
         """Options of the linear probe."""
 
-        stage: str | None = Field(None, description="stage of the backbone; null: the last")
+        stage: str | tuple[str, ...] | None = Field(
+            None, description="stage of the backbone, or a list of them, each with its own classifier; null: the last"
+        )
         clips: int = Field(10, ge=1, description="clips for each video, evenly spread, in training and test")
         norm: bool = Field(True, description="L2 norm and batch norm before the linear layer")
         epochs: int = Field(100, ge=1, description="passes over all training clips")
@@ -43,13 +45,33 @@ class Linear(Evaluation):
 
     def needs(self) -> Needs:
         """One stage, ten clips of each video, and classes."""
-        if self.config.stage is not None:
-            self.context.stage(self.config.stage)
-        return Needs(stages=None if self.config.stage is None else (self.config.stage,), clips=self.config.clips)
+        for stage in self._stages or ():
+            self.context.stage(stage)
+        return Needs(stages=self._stages, clips=self.config.clips)
+
+    @property
+    def _stages(self) -> tuple[str, ...] | None:
+        """What was asked for; None: the last."""
+        return (self.config.stage,) if isinstance(self.config.stage, str) else self.config.stage
 
     def run(self, features: ExtractedFeatures) -> Result:
-        """`top1` and, with more than five classes, `top5` of videos; `clip_top1` of single clips; in percent."""
-        stage = self.config.stage or features.last
+        """`top1` and, with more than five classes, `top5` of videos; `clip_top1` of single clips; in percent.
+
+        Of a list of stages each key begins with the stage: `stage4/top1`.
+        """
+        metrics: dict[str, float] = {}
+        tables: dict[str, Any] = {}
+        videos: dict[str, Sequence[Any]] = {"video": features.splits["test"].paths}
+        for stage in self._stages or (features.last,):
+            found, table, right = self._judged(features, stage)
+            prefix = f"{stage}/" if isinstance(self.config.stage, tuple) else ""
+            metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+            tables[f"{prefix}per_class"] = table
+            videos[f"{prefix}top1"] = (100.0 * right.double()).tolist()
+        return Result(metrics=metrics, protocol=self.protocol(), tables=tables, videos=videos)
+
+    def _judged(self, features: ExtractedFeatures, stage: str) -> tuple[dict[str, float], list[dict[str, Any]], Tensor]:
+        """The metrics of one stage, its table of classes, and which test videos (N,) are right."""
         train, test = features.splits["train"], features.splits["test"]
         for split, rows in (("train", train), ("test", test)):
             check(f"evaluation '{self.context.name}'", split, rows, stage)
@@ -62,8 +84,7 @@ class Linear(Evaluation):
         metrics = {"top1": percent(right), "clip_top1": percent(clips.argmax(dim=2) == test.labels[:, None])}
         if len(features.classes) > 5:
             metrics["top5"] = percent((videos.topk(5, dim=1).indices == test.labels[:, None]).any(dim=1))
-        table = per_class(right, test.labels, features.classes)
-        return Result(metrics=metrics, protocol=self.protocol(), tables={"per_class": table})
+        return metrics, per_class(right, test.labels, features.classes), right
 
     @torch.inference_mode(False)  # gradients are on in here, wherever it is called from
     def _fit(self, vectors: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Module:

@@ -100,6 +100,18 @@ def test_a_video_is_the_mean_of_its_clips_probabilities():
     assert metrics["top5"] == pytest.approx(100 * best_five / count)
 
 
+def test_a_list_of_stages_is_judged_as_each_alone():
+    source = features()
+    both = build(epochs=3, stage=["stage4", "stage5"]).run(source)
+    for stage in ("stage4", "stage5"):
+        alone = build(epochs=3, stage=stage).run(source)
+        assert {f"{stage}/{name}": value for name, value in alone.metrics.items()}.items() <= both.metrics.items()
+        assert both.tables[f"{stage}/per_class"] == alone.tables["per_class"]
+    assert build(stage=["stage4", "stage5"]).needs().stages == ("stage4", "stage5")
+    with pytest.raises(ConfigError, match="stage6"):
+        build(stage=["stage4", "stage6"]).needs()
+
+
 def test_with_few_classes_there_is_no_top5():
     assert set(build(epochs=2).run(features(classes=5)).metrics) == {"top1", "clip_top1"}
 
