@@ -12,60 +12,29 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from small_runs import assert_equal, videos_folder
+from small_runs import assert_equal
+from sweep_files import QUICK, base, sweep_file, written
 
 from vssl_core import ConfigError, load_backbone
 from vssl_core.cli import main
+from vssl_core.commands.estimate import estimate
 from vssl_core.config import load_config, to_tree
 from vssl_core.run import checkpoint, sweep_runs
 from vssl_core.run.side_by_side import devices, reason
-from vssl_core.run.sweep import Sweep, SweepFile, read_sweep
+from vssl_core.run.sweep import Cell, SweepFile, read_sweep
 from vssl_core.run.sweep_runs import SweepRun, held, runs_of
-from vssl_core.run.table import letter, spread, table_of
 from vssl_core.run.untrained import save_untrained
 from vssl_core.run.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 PATIENCE = 240  # seconds for one process on a busy machine
-QUICK = {"retrieval": {"clips": 2, "stages": "last"}}
-
-
-def base(**changes: Any) -> dict[str, Any]:
-    """An experiment of a second, on a dozen tiny videos."""
-    return {
-        "data": {"source": "folder", "root": str(videos_folder()), "workers": 0},
-        "clip": {"frames": 4, "size": 16},
-        "plugins": {"rotation": {}},
-        "epochs": 1,
-        "batch_size": 4,
-        "device": {"kind": "cpu"},
-        "log": {"tensorboard": False},
-        **changes,
-    }
-
-
-def written(place: Path, text: Mapping[str, Any] | str) -> str:
-    """A sweep file; its path."""
-    path = place / "small.yaml"
-    path.write_text(text if isinstance(text, str) else yaml.safe_dump(dict(text), sort_keys=False))
-    return str(path)
-
-
-def sweep_file(place: Path, *cells: Mapping[str, Any], **keys: Any) -> str:
-    """A sweep file of these cells, or of another kind given by `keys`."""
-    rows = {"cells": [dict(cell) for cell in cells]} if cells else {}
-    return written(place, {"base": base(), "seeds": [0], "evaluations": QUICK, **rows, **keys})
-
 
 RANDOM = {"name": "random", "plugins": []}
 TURNS = {"name": "Turns", "plugins": ["rotation"]}
@@ -312,6 +281,9 @@ def test_the_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixt
     told = refused(capsys, path, "--run", str(tmp_path / "thesis"))
     assert "is not empty and holds no sweep (it has thesis.tex); choose another folder" in told
     assert "is not a folder that can be read" in refused(capsys, path, "--run", path)
+    (tmp_path / "thesis" / "sweep.yaml").write_text("seeds: [0]\nevaluation: {}")
+    told = refused(capsys, path, "--run", str(tmp_path / "thesis"))
+    assert re.search(r"sweep\.yaml: evaluations?: ", told)
     (run,) = runs_of(read_sweep(path), tmp_path / "run")
     with held(run.sweep, run.place):
         save_untrained(run.cell.config.model_copy(update={"seed": 7}), run.folder)
@@ -563,97 +535,38 @@ def test_places_side_by_side_get_gpus_of_their_own() -> None:
     assert [devices(slot, ["4", "7"])["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["4", "7", "4", "7"]
 
 
-# The table ------------------------------------------------------------------------------------------------------------
+# What it will cost ----------------------------------------------------------------------------------------------------
 
 
-def pretend(run: SweepRun, evaluation: str, metrics: Mapping[str, float], protocol: str = "p", **more: Any) -> None:
-    """Write what an evaluation would, beside untrained weights."""
-    if not (run.folder / WEIGHTS).exists():
-        save_untrained(run.cell.with_seed(run.seed), run.folder)
-    hashes = {"protocol": protocol, "split": "s", "weights": sweep_runs._digest(run.folder / WEIGHTS)}
-    path = run.folder / "evaluations" / f"{evaluation}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"metrics": metrics, "protocol": {"size": 16, **more}, "hashes": hashes}))
+def test_a_measured_step_becomes_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps are those of the list, hours those of all runs that are left, the room that of a real run's folder."""
+    path = sweep_file(tmp_path, RANDOM, TURNS, seeds=[0, 1])
+    assert main(["sweep", path, "--run", str(tmp_path / "run"), "--dry-run", "--measure"]) == 0
+    told = capsys.readouterr().out
+    assert not (tmp_path / "run").exists() and "no training" in told
+    match = re.search(r"(\S+) hours a run: (\d+) steps of (\S+) s; (\d+) MiB", told)
+    assert match, told
+    cell = read_sweep(path).cells[1]
+    found = estimate(cell, given=False)
+    videos = int(re.search(r"^(\d+) videos of folder:", found.listing.told)[1])  # type: ignore[index]
+    assert int(match[2]) == found.steps == videos // 4
+    assert float(match[1]) == pytest.approx(int(match[2]) * float(match[3]) / 3600, rel=0.05)
+    total = re.search(r"estimate: (\S+) hours of one device in all", told)
+    assert total and float(total[1]) == pytest.approx(2 * float(match[1]), rel=0.05)
+    assert main(["train", "--config", run_file(tmp_path, cell), "--run", str(tmp_path / "one")]) == 0
+    held = sum((tmp_path / "one" / name).stat().st_size for name in ("checkpoint.pt", WEIGHTS))
+    assert found.bytes == pytest.approx(held, rel=0.25)
 
 
-def pretended(place: Path, **keys: Any) -> tuple[Sweep, list[SweepRun]]:
-    """Three untrained cells and two seeds, evaluated by nobody yet."""
-    cells = [
-        {"name": "one | two", "plugins": [], "paper": {"folder/retrieval/r@1": 50.25, "hmdb51/finetune/top1": 38.3}},
-        {"name": "B", "plugins": [], "overrides": {"clip.size": 32}},
-        {"name": "C", "plugins": [], "paper": {"hmdb51/finetune/top1": 45.5}},
-    ]
-    found = read_sweep(sweep_file(place, *cells, seeds=[0, 1], **keys))
-    return found, runs_of(found, place / "run")
+def run_file(place: Path, cell: Cell) -> str:
+    """The configuration of a cell's run."""
+    path = place / "one.yaml"
+    path.write_text(yaml.safe_dump(to_tree(cell.with_seed(0))))
+    return str(path)
 
 
-def rows_of(markdown: str) -> list[list[str]]:
-    """The cells of a table, head first and without its rule."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in (lines[0], *lines[2:])]
-
-
-def test_the_table_shows_mean_spread_and_the_papers_numbers(tmp_path: Path) -> None:
-    """A paper's number whose protocol was not run has its column, and what is missing is told."""
-    found, runs = pretended(tmp_path)
-    pretend(runs[0], "retrieval", {"r@1": 40.0, "cstp/r@1": 1.0})
-    pretend(runs[3], "retrieval", {"r@1": 43.0, "cstp/r@1": 2.0})
-    pretend(runs[1], "retrieval", {"r@1": 7.0})
-    runs[2].fail("train", "no luck")
-    table = table_of(found, runs)
-    table.write(tmp_path)
-    text = (tmp_path / "table.md").read_text()
-    assert rows_of(text) == [
-        ["cell", "folder/retrieval/r@1", "folder/retrieval/r@1, paper", "hmdb51/finetune/top1",
-         "hmdb51/finetune/top1, paper"],
-        ["one \\| two", "41.5 ± 2.1 (2)", "50.2", "", "38.3"],
-        ["B", "7.0 (1)", "", "", ""],
-        ["C", "", "", "", "45.5"],
-    ]  # fmt: skip
-    assert text.splitlines()[-2:] == ["* C, seed 0: failed (train: no luck)", "* not done yet: B, seed 1; C, seed 1"]
-    with open(tmp_path / "table.csv", newline="") as file:
-        one, two, three = csv.DictReader(file)
-    assert (one["cell"], one["folder/retrieval/r@1 mean"], one["folder/retrieval/r@1 seeds"]) == (
-        "one | two",
-        "41.5",
-        "2",
-    )
-    assert one["folder/retrieval/r@1 std"] == "2.12132" and one["folder/retrieval/r@1 paper"] == "50.25"
-    assert (two["folder/retrieval/r@1 std"], three["folder/retrieval/r@1 mean"]) == ("", "")
-    assert three["hmdb51/finetune/top1 paper"] == "45.5" and "folder/retrieval/cstp/r@1 mean" not in one
-
-
-def test_other_protocols_have_columns_of_their_own(tmp_path: Path) -> None:
-    found, runs = pretended(tmp_path, columns=["*/r@?", "*/nothing/*"])
-    for run in runs:
-        other = run.cell.name == "B"
-        pretend(run, "retrieval", {"r@1": 40.0 + other, "r@5": 60.0}, "q" if other else "p", size=32 if other else 16)
-    text = table_of(found, runs).markdown()
-    head, *rows = rows_of(text)
-    assert head[:6] == [
-        "cell", "folder/retrieval/r@1 (a)", "folder/retrieval/r@1 (b)", "folder/retrieval/r@1, paper",
-        "folder/retrieval/r@5 (a)", "folder/retrieval/r@5 (b)",
-    ]  # fmt: skip
-    assert [row[1:3] for row in rows] == [["40.0 ± 0.0 (2)", ""], ["", "41.0 ± 0.0 (2)"], ["40.0 ± 0.0 (2)", ""]]
-    assert "(a) protocol p, split s: size 16; (b) protocol q, split s: size 32" in text
-    assert "* columns: no run has measured */nothing/*" in text
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
-def test_spread_is_the_mean_and_the_sample_deviation(values: list[float]) -> None:
-    import numpy as np
-
-    match = re.fullmatch(r"(\d+\.\d)(?: ± (\d+\.\d))? \((\d+)\)", spread(values))
-    assert match and int(match[3]) == len(values)
-    assert float(match[1]) == pytest.approx(np.mean(values), abs=0.0501)
-    assert (match[2] is None) == (len(values) == 1)
-    if match[2]:
-        assert float(match[2]) == pytest.approx(np.std(values, ddof=1), abs=0.0501)
-
-
-def test_letters_go_on() -> None:
-    assert [letter(number) for number in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
-    assert spread([]) == ""
+def test_measuring_is_for_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--measure: belongs to --dry-run" in refused(capsys, sweep_file(tmp_path, TURNS), "--measure")
 
 
 # The files that ship --------------------------------------------------------------------------------------------------

@@ -93,13 +93,14 @@ class Retrieval(Evaluation):
         return f"evaluation '{self.context.name}'"
 
     def run(self, features: ExtractedFeatures) -> Result:
-        """R@k in percent, the last stage first; and R@1 for each class."""
+        """R@k in percent, the last stage first; R@1 for each class; hits for each video (last stage, `vcop`)."""
         gallery, query = features.splits["train"], features.splits["test"]
         stages = self.needs().stages or (features.last,)
         for split, rows in (("train", gallery), ("test", query)):
             check(self.where, split, rows, stages)
         metrics: dict[str, float] = {}
         table: list[dict[str, Any]] = []
+        single: dict[str, Sequence[Any]] = {"video": query.paths}
         for stage in sorted(stages, key=features.stages.index, reverse=True):
             for name, lineage in self.config.lineages.items():
                 hits = self._hits(query, gallery, stage, lineage)  # (queries, ks)
@@ -107,7 +108,9 @@ class Retrieval(Evaluation):
                 keys = [f"{prefix}r@{k}" for k in self.config.ks]
                 metrics |= dict(zip(keys, (100 * hits.mean(axis=0)).tolist(), strict=True))
                 table = table or per_class(hits[:, 0], query.labels.numpy(), features.classes, keys[0])
-        return Result(metrics=metrics, protocol=self.protocol(), tables={"per_class": table})
+                if not prefix:
+                    single |= dict(zip(keys, (100.0 * hits.T).tolist(), strict=True))
+        return Result(metrics=metrics, protocol=self.protocol(), tables={"per_class": table}, videos=single)
 
     def _hits(self, query: SplitFeatures, gallery: SplitFeatures, stage: str, lineage: Lineage) -> np.ndarray:
         """(queries, ks) whether one of the k nearest training videos is of the query's class."""

@@ -28,6 +28,7 @@ from vssl_core.joining import describe
 from vssl_core.nets.backbones import Backbone, fingerprint
 from vssl_core.run.build import Chosen, Parts, build_parts, check_batch, normalisation_of, open_data
 from vssl_core.run.ensemble import StepInput
+from vssl_core.run.optim import MOMENTS
 from vssl_core.windows import Sample
 
 VIDEOS = 2  # made up: enough for batch statistics and negatives
@@ -170,7 +171,7 @@ def _cost(config: RunConfig, parts: Parts, count: Count, listing: Listing) -> Ta
 def _memory(config: RunConfig, parts: Parts, count: Count) -> str:
     trained = sum(parameter.numel() for parameter in parts.ensemble.parameters() if parameter.requires_grad)
     whole = sum(tensor.numel() for tensor in parts.ensemble.state_dict().values())
-    moments = {"sgd": 1, "lars": 1, "adamw": 2}[config.optim.name]
+    moments = MOMENTS[config.optim.name]
     videos = config.batch_size // config.optim.accumulate
     state, activations = 4 * (whole + trained * (1 + moments)), count.activations * videos
     return (
@@ -184,17 +185,8 @@ def _memory(config: RunConfig, parts: Parts, count: Count) -> str:
 
 def count_step(config: RunConfig, parts: Parts) -> Count:
     """Run one step on made-up videos, and count."""
-    frames = 16 * config.clip.frames
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [_made_up(Path(folder) / f"{number}.mp4", frames, number) for number in range(VIDEOS)]
-        videos = Videos.build(paths, None, (), folder)
-        dataset = Clips(videos, Cutter(parts.plan.groups, parts.recipes, config.data.decoder), config.seed)
-        with _counted_decodes() as decodes:
-            raw = collate([dataset[Visit(0, 0, number)] for number in range(VIDEOS)])
-    samples = [Sample(config.seed, 0, 0, number) for number in range(VIDEOS)]
-    clips = prepare(raw, parts.plan.groups, parts.recipes, normalisation_of(config))
-    weights = {name: config.weight(name, config.epochs) or 1.0 for name in parts.ensemble.objectives}
-    step = StepInput(clips, raw.index, samples, weights, config.seed, 0, 0, 0.0)
+    with _counted_decodes() as decodes:
+        step = made_up_step(config, parts)
     kept = Counter[str]()
     with (
         _counted_forwards(parts.ensemble) as forwards,
@@ -204,6 +196,24 @@ def count_step(config: RunConfig, parts: Parts) -> Count:
         parts.ensemble(step)
     online = forwards[id(parts.ensemble.backbone)]
     return Count(online, sum(forwards.values()) - online, decodes["reads"] / VIDEOS, kept["bytes"] // VIDEOS)
+
+
+def made_up_step(
+    config: RunConfig, parts: Parts, device: torch.device | None = None, videos: int = VIDEOS
+) -> StepInput:
+    """What the ensemble gets in a step, from made-up videos; more than two repeat the clips of two."""
+    frames = 16 * config.clip.frames
+    numbers = [number % VIDEOS for number in range(videos)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_made_up(Path(folder) / f"{number}.mp4", frames, number) for number in range(VIDEOS)]
+        listed = Videos.build(paths, None, (), folder)
+        dataset = Clips(listed, Cutter(parts.plan.groups, parts.recipes, config.data.decoder), config.seed)
+        items = [dataset[Visit(0, 0, number)] for number in range(VIDEOS)]
+        raw = collate([items[number] for number in numbers]).to(device or torch.device("cpu"))
+    samples = [Sample(config.seed, 0, 0, number) for number in numbers]
+    clips = prepare(raw, parts.plan.groups, parts.recipes, normalisation_of(config))
+    weights = {name: config.weight(name, config.epochs) or 1.0 for name in parts.ensemble.objectives}
+    return StepInput(clips, raw.index, samples, weights, config.seed, 0, 0, 0.0)
 
 
 def _made_up(path: Path, frames: int, seed: int) -> str:

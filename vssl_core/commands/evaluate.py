@@ -28,7 +28,7 @@ from vssl_core.run.evaluation import (
     offered_stages,
     shared_extractions,
 )
-from vssl_core.run.files import write_json
+from vssl_core.run.files import write_csv, write_json
 from vssl_core.run.folder import read_run
 from vssl_core.run.offered import EvaluationContext, Offers
 from vssl_core.run.weights import WEIGHTS, read_weights
@@ -62,6 +62,11 @@ def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None,
         _write(folder, name, config, splits, results[name], trained, digests)
     _print(results, folder)
     return 0
+
+
+def evaluate_run(run: str, evaluations: str, overrides: Sequence[str]) -> None:
+    """As `evaluate`, of what the run itself was trained on: what the tasks of a job are called with."""
+    evaluate(run, evaluations, None, None, overrides)
 
 
 def _configure(
@@ -173,7 +178,9 @@ def _write(
         "seed": config.seed,
         "tables": dict(result.tables),
     }
-    write_json(folder / "evaluations" / f"{name}.json", value)
+    if result.videos:
+        write_csv(folder / "evaluations" / f"{name}.videos.csv", result.videos)
+    write_json(folder / "evaluations" / f"{name}.json", value)  # last: whoever finds it finds all
     for figure, drawing in result.figures.items():
         drawing.savefig(folder / "evaluations" / f"{name}_{figure}.png")
 

@@ -151,7 +151,7 @@ def read_sweep(path: str, data: tuple[str, str | None] | None = None, overrides:
     _refuse_seed("the command line", [override.partition("=")[0] for override in theirs])
     base = settle(tree, where, data=data, overrides=theirs)
     sections = list(_sections(file, list(base.plugins)))
-    _refuse_unheard(path, theirs, sections)
+    _refuse_unheard(path, file, theirs, sections)
     cells = tuple(_cell(path, base, section) for section in sections)
     _refuse_twins(path, cells)
     return Sweep(path, base, file.seeds, evaluations, cells, file.columns)
@@ -171,8 +171,8 @@ def _base(path: str, base: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], 
 
 def _evaluations(path: str, file: SweepFile, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The options of each evaluation with the command line's, checked."""
-    named = settle({"plugins": file.evaluations}, f"{path}: evaluations", overrides=overrides).plugins
-    with_path = f"{path}: evaluations"
+    where = f"{path}: evaluations"
+    named = settle({"plugins": file.evaluations}, where, overrides=overrides).plugins
     try:
         plugins = load(list(named))[1]
         for name, options in named.items():
@@ -181,7 +181,7 @@ def _evaluations(path: str, file: SweepFile, overrides: Sequence[str]) -> dict[s
                 raise ConfigError(f"'{name}' is no evaluation; `vssl plugins` lists those that are")
             build_options(kind.Config, options, name)
     except UserError as error:
-        raise type(error)(f"{with_path}: {str(error).removeprefix('plugins: ')}") from error
+        raise type(error)(f"{where}: {str(error).removeprefix('plugins: ')}") from error
     return named
 
 
@@ -243,17 +243,23 @@ def _refuse_seed(where: str, keys: Sequence[str] | Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: seed is not for one cell; list `seeds` in the sweep file")
 
 
-def _refuse_unheard(path: str, overrides: Sequence[str], sections: Sequence[CellSection]) -> None:
+def _refuse_unheard(path: str, file: SweepFile, overrides: Sequence[str], sections: Sequence[CellSection]) -> None:
     """A change of the base that a cell would lay its own over."""
+    chosen = ["plugins"] if file.cells is not None or "plugins" in (file.grid or {}) else []
     for override in overrides:
         key = override.partition("=")[0]
         for section in sections:
-            own = [f"plugins.{name}.{option}" for name, options in section.plugins.items() for option in options]
-            for other in (*own, *section.overrides, "plugins"):
-                if key == other or (
-                    other != "plugins" and (f"{other}.".startswith(f"{key}.") or key.startswith(f"{other}."))
-                ):
-                    raise ConfigError(f"'{override}': {path} sets {other} in cell '{section.name}'; change it there")
+            options = [f"plugins.{name}.{option}" for name, given in section.plugins.items() for option in given]
+            own = [other for other in (*options, *section.overrides) if _overlap(key, other)]
+            if key in chosen:
+                own.append(key)
+            if own:
+                raise ConfigError(f"'{override}': {path} sets {own[0]} in cell '{section.name}'; change it there")
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two keys are one, or one lies below the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _refuse_twins(path: str, cells: Sequence[Cell]) -> None:

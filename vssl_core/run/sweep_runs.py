@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import time
@@ -13,9 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vssl_core.config import differences
+from vssl_core.config import Section, differences
 from vssl_core.errors import ConfigError
-from vssl_core.plain import flatten, read_yaml, to_tree, to_yaml
+from vssl_core.plain import build, flatten, read_yaml, to_tree, to_yaml
 from vssl_core.run.files import explained, is_leftover, write_atomically, write_json
 from vssl_core.run.folder import CONFIG, read_run
 from vssl_core.run.sweep import Cell, Sweep
@@ -65,6 +66,16 @@ class SweepRun:
         if found is None or found["hashes"]["weights"] != _digest(self.folder / WEIGHTS):
             return None
         return found
+
+    def scores(self, evaluation: str) -> dict[str, dict[str, float]]:
+        """{metric: {video: its score in percent}}, of the metrics that have one for each video."""
+        try:
+            with open(self.folder / "evaluations" / f"{evaluation}.videos.csv", newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            metrics = [key for key in (rows[0] if rows else {}) if key != "video"]
+            return {metric: {row["video"]: float(row[metric]) for row in rows} for metric in metrics}
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours: then nothing is compared
+            return {}
 
     @property
     def missing(self) -> list[str]:
@@ -150,7 +161,8 @@ def check_folder(sweep: Sweep, place: Path) -> None:
             f"--run {place}: is not a folder that can be read ({error.strerror}); choose another"
         ) from error
     if RECORD in names:
-        changes = list(_changes(read_yaml(str(place / RECORD)), record(sweep)))
+        before = build(Record, read_yaml(str(place / RECORD)), str(place / RECORD))
+        changes = list(_changes(before, record(sweep)))
         if changes:
             raise ConfigError(
                 f"--run {place}: holds a sweep that differs from {sweep.path} ({'; '.join(changes)}); "
@@ -173,25 +185,34 @@ def _refuse_another_run(run: SweepRun) -> None:
             )
 
 
-def record(sweep: Sweep) -> dict[str, Any]:
-    """What the runs of a sweep depend on, as plain values."""
-    return {
-        "seeds": list(sweep.seeds),
-        "evaluations": {name: dict(options) for name, options in sweep.evaluations.items()},
-        "cells": {cell.name: to_tree(cell.with_seed(0)) for cell in sweep.cells},
-    }
+class Record(Section):
+    """What the runs of a sweep depend on, as its folder remembers it."""
+
+    seeds: tuple[int, ...]
+    evaluations: dict[str, dict[str, Any]]
+    cells: dict[str, dict[str, Any]]  # {name: configuration}, the seed being 0
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def record(sweep: Sweep) -> Record:
+    """What this sweep's folder has to remember."""
+    return Record(
+        seeds=sweep.seeds,
+        evaluations={name: dict(options) for name, options in sweep.evaluations.items()},
+        cells={cell.name: to_tree(cell.with_seed(0)) for cell in sweep.cells},
+    )
+
+
+def _changes(before: Record, after: Record) -> Iterator[str]:
     """What was there before and is not there any more, or is another."""
-    gone = [seed for seed in before["seeds"] if seed not in after["seeds"]]
+    gone = [seed for seed in before.seeds if seed not in after.seeds]
     if gone:
         yield f"seeds: {', '.join(map(str, gone))} gone"
     for kind in ("evaluations", "cells"):
-        for name, options in before[kind].items():
-            if name not in after[kind]:
+        there = getattr(after, kind)
+        for name, options in getattr(before, kind).items():
+            if name not in there:
                 yield f"{kind}: '{name}' gone"
-            elif changed := _differences(kind, options, after[kind][name]):
+            elif changed := _differences(kind, options, there[name]):
                 yield f"'{name}': {', '.join(changed)}"
 
 
@@ -218,7 +239,7 @@ def held(sweep: Sweep, place: Path) -> Iterator[int]:
     with file:
         _lock(file.fileno(), place)
         check_folder(sweep, place)  # as whoever held it before has left it
-        write_atomically(place / RECORD, to_yaml(record(sweep)).encode())
+        write_atomically(place / RECORD, to_yaml(to_tree(record(sweep))).encode())
         yield file.fileno()
 
 

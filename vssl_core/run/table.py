@@ -1,22 +1,20 @@
-"""The table of a sweep: mean and spread over seeds beside the papers' numbers, as Markdown and CSV.
+"""The table of a sweep: mean and spread over seeds beside the papers' numbers, and which cells truly differ.
 
 Numbers that were measured by different protocols, or on different splits, never share a column.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from vssl_core.plain import flatten
-from vssl_core.run.files import write_atomically
+from vssl_core.run.significance import Difference, Scores, differences
 from vssl_core.run.sweep import Sweep
 from vssl_core.run.sweep_runs import SweepRun
 
@@ -28,11 +26,47 @@ class Column:
     metric: str  # data/evaluation/metric
     variant: int | None  # which of several protocols, from 0; None where there is but one
     values: Mapping[str, Sequence[float]]  # {cell: a number for each seed}
+    scores: Mapping[str, Scores] = field(default_factory=dict)  # {cell: {seed: {video: percent}}}, where it is known
 
     @property
     def title(self) -> str:
         """What heads it."""
         return self.metric if self.variant is None else f"{self.metric} ({letter(self.variant)})"
+
+    @cached_property
+    def best(self) -> set[str]:
+        """The cells whose mean no other beats, where they beat any."""
+        means = {cell: mean(values) for cell, values in self.values.items() if values}
+        found = {cell for cell, value in means.items() if value == max(means.values())}
+        return found if len(found) < len(means) else set()
+
+    @cached_property
+    def differences(self) -> dict[tuple[str, str], Difference]:
+        """How much better one cell is than another, for all pairs."""
+        return differences(self.scores)
+
+    @property
+    def near(self) -> set[str]:
+        """The cells that are not the best, and whose distance from it may be chance."""
+        doubtful = [pair for pair, difference in self.differences.items() if not difference.clear]
+        return {cell for pair in doubtful if self.best & set(pair) for cell in pair} - self.best
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure as the reader sees it."""
+
+    text: str
+    best: bool = False
+    near: bool = False
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of the printed table: ours, or a paper's."""
+
+    title: str
+    entries: Mapping[str, Entry]  # {cell: figure}
 
 
 @dataclass(frozen=True)
@@ -47,45 +81,6 @@ class Table:
         """{cell: the paper's number}."""
         return {cell.name: cell.paper[metric] for cell in self.sweep.cells if metric in cell.paper}
 
-    def markdown(self) -> str:
-        """What table.md holds."""
-        fields: list[tuple[str, dict[str, str]]] = []
-        for metric, columns in self.groups:
-            fields += [
-                (column.title, {cell: spread(found) for cell, found in column.values.items()}) for column in columns
-            ]
-            if paper := self.paper(metric):
-                fields.append((f"{metric}, paper", {cell: f"{number:.1f}" for cell, number in paper.items()}))
-        names = [cell.name for cell in self.sweep.cells]
-        lines = [_line(["cell", *(title for title, _ in fields)]), _line(["---", *["---:"] * len(fields)])]
-        lines += [_line([name, *(found.get(name, "") for _, found in fields)]) for name in names]
-        notes = ["", *(f"* {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"# {self.sweep.name}", "", LEGEND, "", *lines, *notes, ""])
-
-    def csv(self) -> str:
-        """What table.csv holds: the same, unrounded, each figure in a column of its own."""
-        fields: list[tuple[str, Mapping[str, Any]]] = []
-        for metric, columns in self.groups:
-            for column in columns:
-                for what, figure in {"mean": mean, "std": deviation, "seeds": len}.items():
-                    found = {cell: figure(values) for cell, values in column.values.items()}  # type: ignore[operator]
-                    fields.append((f"{column.title} {what}", found))
-            if paper := self.paper(metric):
-                fields.append((f"{metric} paper", paper))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["cell", "plugins", *(title for title, _ in fields)])
-        for cell in self.sweep.cells:
-            numbers = (found.get(cell.name) for _, found in fields)
-            plugins = " ".join(cell.config.plugins)
-            writer.writerow([cell.name, plugins, *("" if number is None else f"{number:.6g}" for number in numbers)])
-        return text.getvalue()
-
-    def write(self, place: Path) -> None:
-        """Both files, each whole or not at all."""
-        write_atomically(place / "table.md", self.markdown().encode())
-        write_atomically(place / "table.csv", self.csv().encode())
-
     @property
     def groups(self) -> Iterator[tuple[str, list[Column]]]:
         """Each metric of the table with its columns: what the file asks for, and all that a paper has a number of."""
@@ -98,8 +93,31 @@ class Table:
             return metric.count("/") == 2
         return any(fnmatchcase(metric, pattern) for pattern in self.sweep.columns)
 
+    @property
+    def fields(self) -> Iterator[Field]:
+        """What is printed, from left to right."""
+        for metric, columns in self.groups:
+            for column in columns:
+                best, near = column.best, column.near
+                yield Field(
+                    column.title,
+                    {cell: Entry(spread(found), cell in best, cell in near) for cell, found in column.values.items()},
+                )
+            if paper := self.paper(metric):
+                yield Field(f"{metric}, paper", {cell: Entry(f"{number:.1f}") for cell, number in paper.items()})
 
-LEGEND = "Percent: mean ± standard deviation over seeds (how many seeds), and the number that a paper reports."
+    @property
+    def legend(self) -> str:
+        """What the figures mean."""
+        told = "Percent: mean ± standard deviation over seeds (how many seeds), and the number that a paper reports."
+        if any(column.best for _, columns in self.groups for column in columns):
+            told += " Bold: the best of ours."
+        if any(column.near for _, columns in self.groups for column in columns):
+            told += f" {NEAR}: its distance from the best may be chance (paired bootstrap over videos and seeds, 5 %)."
+        return told
+
+
+NEAR = "≈"
 
 
 def letter(number: int) -> str:
@@ -120,10 +138,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{'' if around is None else f' ± {around:.1f}'} ({len(values)})"
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 # From the runs to the table -------------------------------------------------------------------------------------------
 
 
@@ -133,8 +147,8 @@ def table_of(sweep: Sweep, runs: Sequence[SweepRun]) -> Table:
     notes = list(_left(runs))
     results = [(run, name, found) for run in runs for name in sweep.evaluations if (found := run.result(name))]
     for prefix in dict.fromkeys(_prefix(run, name) for run, name, _ in results):
-        group = [(run, found) for run, name, found in results if _prefix(run, name) == prefix]
-        variants = {_hashes(found): found["protocol"] for _, found in group}
+        group = [(run, name, found) for run, name, found in results if _prefix(run, name) == prefix]
+        variants = {_hashes(found): found["protocol"] for _, _, found in group}
         columns += _columns(prefix, group, list(variants))
         if len(variants) > 1:
             notes.append(_note(prefix, variants))
@@ -168,17 +182,22 @@ def _hashes(found: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _columns(
-    prefix: str, group: Sequence[tuple[SweepRun, Mapping[str, Any]]], variants: Sequence[tuple[str, str]]
+    prefix: str, group: Sequence[tuple[SweepRun, str, Mapping[str, Any]]], variants: Sequence[tuple[str, str]]
 ) -> list[Column]:
     columns = []
     for number, variant in enumerate(variants):
         values: dict[str, dict[str, list[float]]] = {}
-        for run, found in group:
+        scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+        for run, name, found in group:
             if _hashes(found) == variant:
                 for metric, value in found["metrics"].items():
                     values.setdefault(metric, {}).setdefault(run.cell.name, []).append(value)
+                for metric, videos in run.scores(name).items():
+                    scores.setdefault(metric, {}).setdefault(run.cell.name, {})[run.seed] = videos
         which = number if len(variants) > 1 else None
-        columns += [Column(f"{prefix}/{metric}", which, found) for metric, found in values.items()]
+        columns += [
+            Column(f"{prefix}/{metric}", which, found, scores.get(metric, {})) for metric, found in values.items()
+        ]
     return columns
 
 
