@@ -175,6 +175,55 @@ class LogSection(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events")
 
 
+class LaunchSection(Section):
+    nodes: int = Field(1, ge=1, description="machines that train together under `vssl train --launch`")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs on each node, with a process for each; 0 trains on CPUs")
+    tasks_per_node: int | None = Field(
+        None, ge=1, description="processes on each node; null is one for each GPU, or one where there are none"
+    )
+    cpus_per_task: int | None = Field(
+        None, ge=1, description="cores of each process; null is device.threads and one for each loader process"
+    )
+    memory_gb: float | None = Field(None, gt=0, description="memory of each node; null is the cluster's default")
+    timeout_minutes: float = Field(
+        240.0, gt=0, description="time limit of each start; the job saves before it and goes back into the queue"
+    )
+    signal_seconds: int = Field(
+        120, ge=1, description="how long before the limit it is told to save: longer than a step and a checkpoint take"
+    )
+    requeues: int = Field(100, ge=0, description="how often a job may go back into the queue")
+    tries: int = Field(
+        3, ge=1, description="starts without a new checkpoint, one after another, after which a job is given up"
+    )
+    rank_timeout_seconds: float = Field(
+        600.0, gt=0, description="how long ranks wait for one that says nothing, also under torchrun"
+    )
+    partition: str | None = Field(None, description="Slurm partition; null is the cluster's default")
+    account: str | None = Field(None, description="Slurm account that is charged")
+    qos: str | None = Field(None, description="Slurm quality of service")
+    constraint: str | None = Field(None, description="features that Slurm's nodes must have, as a100|h100")
+    setup: tuple[str, ...] = Field((), description="shell lines before each start, as module load cuda")
+
+    @model_validator(mode="after")
+    def _one_process_for_each_gpu(self) -> LaunchSection:
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise ValueError(
+                f"tasks_per_node: {self.tasks_per_node} processes cannot share gpus_per_node: {self.gpus_per_node}; "
+                "remove tasks_per_node, there is one process for each GPU"
+            )
+        return self
+
+    @property
+    def tasks(self) -> int:
+        """Processes on each node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.tasks
+
+
 def _names_or_mapping(value: Any) -> Any:
     if isinstance(value, list | tuple):
         if len(set(map(str, value))) < len(value):
@@ -212,6 +261,7 @@ class RunConfig(Section):
     device: DeviceSection = DeviceSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    launch: LaunchSection = LaunchSection()
 
     def weight(self, name: str, epoch: float) -> float:
         """The mixing weight of an objective at a moment, in epochs since the start."""

@@ -1,38 +1,49 @@
-"""`vssl status`: how far a run is, read from its folder alone."""
+"""`vssl status`: how far a run is, and how its job stands, read from its folder and asked of the job's manager."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from vssl_core.run.folder import read_run
+from vssl_core.run.folder import CONFIG, read_run
+from vssl_core.run.launch_state import describe
 
 
 def status(folder: str) -> int:
-    """Print step, epoch, losses, rate and what could not be read."""
+    """Print step, epoch, losses, rate, what could not be read, and the state of the run's last job."""
     path = Path(folder)
+    job = describe(path)
+    if job and not (path / CONFIG).exists():
+        print(f"{folder}: its job has not begun to train")
+    else:
+        print(f"{folder}: {_progress(path)}")
+    for line in job:
+        print(line)
+    return 0
+
+
+def _progress(path: Path) -> str:
     config = read_run(path)
     line = _last_line(path / "metrics.jsonl")
     skipped = path / "skipped.jsonl"
     bad = len(skipped.read_text().splitlines()) if skipped.exists() else 0
     if line is None:
-        print(f"{folder}: no step is logged yet")
-        return 0
+        return "no step is logged yet"
     done = (path / "backbone.json").exists() and json.loads((path / "backbone.json").read_text())[
         "epochs"
     ] >= config.epochs
     terms = ", ".join(
         f"{name} {value:.4g}" for name, value in line.items() if "/" in name and not name.startswith("weight/")
     )
-    print(
-        f"{folder}: {'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of "
+    return (
+        f"{'done' if done else 'unfinished'}, step {line['step']}, epoch {line['epoch'] + 1} of "
         f"{config.epochs}, loss {line['loss']:.4g} ({terms}), "
         f"{line['clips_per_second']:.0f} clips/s, {bad} videos skipped"
     )
-    return 0
 
 
-def _last_line(path: Path) -> dict | None:
+def _last_line(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     for line in reversed(path.read_text().splitlines()):

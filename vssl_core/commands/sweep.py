@@ -13,44 +13,55 @@ from rich import get_console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vssl_core.commands.train import place
+from vssl_core.commands.estimate import Estimate, estimate, summary
+from vssl_core.commands.evaluate import evaluate_run
+from vssl_core.commands.train import place, train_tree
 from vssl_core.errors import ConfigError
 from vssl_core.plain import flatten, to_tree
 from vssl_core.run.side_by_side import Child, SideBySide
 from vssl_core.run.signals import Interrupted, Signals
 from vssl_core.run.sweep import Cell, Sweep, read_sweep
+from vssl_core.run.sweep_cluster import OnCluster, Watched
 from vssl_core.run.sweep_runs import SweepRun, check_folder, held, runs_of
 from vssl_core.run.table import table_of
+from vssl_core.run.table_files import FILES, write
 
 
 def sweep(
     file: str,
     run: str | None,
     data: str | None,
-    parallel: int,
+    parallel: int | None,
     overrides: Sequence[str],
     *,
     retry_failed: bool = False,
     dry_run: bool = False,
+    measure: bool = False,
+    cluster: str | None = None,
 ) -> int:
     """Do what is not done yet, write the table, and print it; 1 where a run has failed or is left undone."""
-    if parallel < 1:
+    if measure and not dry_run:
+        raise ConfigError("--measure: belongs to --dry-run; give both")
+    if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel: {parallel} runs at a time do nothing; give at least 1")
     settled = read_sweep(file, place(data) if data else None, overrides)
     folder = Path(run or Path("runs") / "sweeps" / settled.name)
     runs = runs_of(settled, folder)
     if dry_run:
         check_folder(settled, folder)
-        return show(settled, runs)
+        return show(settled, runs, measure, given=data is not None)
     with held(settled, folder) as number:
         for failed in runs if retry_failed else ():
             failed.forget_failure()
-        _work(settled, runs, folder, parallel, number)
+        _work(settled, runs, folder, parallel, number if cluster != "slurm" else None)
     return _sum_up(settled, runs, folder)
 
 
-def _work(settled: Sweep, runs: Sequence[SweepRun], folder: Path, parallel: int, number: int) -> None:
-    """Do all that is to be done; the table is written anew after each run, and on the way out."""
+def _work(settled: Sweep, runs: Sequence[SweepRun], folder: Path, parallel: int | None, held_by: int | None) -> None:
+    """Do all that is to be done; the table is written anew after each run, and on the way out.
+
+    With the number that holds the folder the runs are processes here, and without it jobs of a cluster.
+    """
     standings = {run: run.standing for run in runs}
     board = Board(len(runs), sum(standing == "done" for standing in standings.values()))
     for run in runs:
@@ -59,17 +70,27 @@ def _work(settled: Sweep, runs: Sequence[SweepRun], folder: Path, parallel: int,
 
     def tell(run: SweepRun, what: str, more: str) -> None:
         board.tell(run, what, more)
-        if what != "started":
-            table_of(settled, runs).write(folder)
+        if what not in ("started", "submitted"):
+            write(table_of(settled, runs), folder)
 
     todo = [run for run in runs if standings[run] in ("to do", "half done")]
-    crew = SideBySide(todo, parallel, number, tell)
+    crew: SideBySide | OnCluster
+    if held_by is None:
+        crew = OnCluster(todo, folder, parallel, tell, {"train": train_tree, "evaluate": evaluate_run})
+    else:
+        crew = SideBySide(todo, parallel or 1, held_by, tell)
     with Signals() as signals, board.shown():
         try:
             crew.work(lambda: signals.asked, lambda: board.refresh(crew.children))
         finally:
-            table_of(settled, runs).write(folder)
+            write(table_of(settled, runs), folder)
     if signals.asked:
+        if isinstance(crew, OnCluster) and crew.left:
+            arrays = " ".join(sorted({job.partition("_")[0] for job in crew.left}))
+            how = (
+                f"and not watched now, but its jobs go on; the same command watches again, `scancel {arrays}` ends them"
+            )
+            raise Interrupted(signals.asked, folder, how)
         raise Interrupted(signals.asked, folder)
 
 
@@ -78,7 +99,7 @@ def _sum_up(settled: Sweep, runs: Sequence[SweepRun], folder: Path) -> int:
     console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     undone = [run for run in runs if run.standing != "done"]
     console.print(
-        f"{settled.name}: {len(runs) - len(undone)} of {len(runs)} runs done; {folder / 'table.md'}, table.csv",
+        f"{settled.name}: {len(runs) - len(undone)} of {len(runs)} runs done; below {folder}: {', '.join(FILES)}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     return 1 if undone else 0
@@ -117,11 +138,11 @@ class Board:
         if what == "done":
             self.bars.advance(self.all)
 
-    def refresh(self, children: Sequence[Child]) -> None:
+    def refresh(self, children: Sequence[Child | Watched]) -> None:
         """Read how far each is, and draw."""
         if self.bars.disable:
             return
-        now = {f"{child.run.name}: {child.doing}": child for child in children}
+        now = {f"{child.run.name}: {child.doing}": child for child in children if child.doing != "wait"}
         for gone in set(self.one) - set(now):
             self.bars.remove_task(self.one.pop(gone))
         for name, child in now.items():
@@ -152,8 +173,12 @@ def last_line(path: Path) -> dict[str, Any] | None:
 # The dry run ----------------------------------------------------------------------------------------------------------
 
 
-def show(settled: Sweep, runs: Sequence[SweepRun]) -> int:
-    """Print cells, what each changes in the base, and what is to be done; writes nothing and needs no data."""
+def show(settled: Sweep, runs: Sequence[SweepRun], measure: bool, given: bool) -> int:
+    """Print cells, what each changes in the base, and what is to be done; writes nothing and needs no data.
+
+    With `measure` a step of each cell is run here, and what the sweep will take is estimated from it.
+    """
+    estimates: dict[str, Estimate] = {}
     for cell in settled.cells:
         standings = Counter(run.standing for run in runs if run.cell is cell)
         told = {
@@ -162,6 +187,9 @@ def show(settled: Sweep, runs: Sequence[SweepRun]) -> int:
             "paper": [f"{metric} {number:g}" for metric, number in cell.paper.items()],
             "runs": [", ".join(f"{count} {standing}" for standing, count in standings.items())],
         }
+        if measure:
+            estimates[cell.name] = found = estimate(cell, given)
+            told["cost"] = [str(found)]
         print(cell.name)
         for what, lines in told.items():
             for number, line in enumerate(lines):
@@ -173,6 +201,9 @@ def show(settled: Sweep, runs: Sequence[SweepRun]) -> int:
         + f"), {sum(run.cell.trains for run in runs)} of them trained; evaluations: "
         + (", ".join(settled.evaluations) or "none")
     )
+    todo = Counter(run.cell.name for run in runs if run.standing in ("to do", "half done"))
+    for line in summary(estimates, todo):
+        print(line)
     return 0
 
 

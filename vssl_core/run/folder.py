@@ -14,6 +14,7 @@ from vssl_core.run import checkpoint
 from vssl_core.run.build import Chosen
 from vssl_core.run.engine import Run
 from vssl_core.run.files import is_leftover, write_atomically, write_json
+from vssl_core.run.launch_records import FOLDER as LAUNCHED
 
 CONFIG = "config.yaml"
 
@@ -36,6 +37,11 @@ def open_run(chosen: Chosen, splits: Splits, folder: Path) -> Run:
     return run
 
 
+def check_folder(config: RunConfig, folder: Path) -> None:
+    """Raise what `open_run` would where the folder cannot be trained in; writes nothing."""
+    _saved(config, folder)
+
+
 def read_run(folder: Path) -> RunConfig:
     """The configuration of a run folder."""
     path = folder / CONFIG
@@ -48,6 +54,7 @@ def _saved(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     """The checkpoint of a folder that may be trained in; None where there is none yet."""
     try:
         names = {path.name for path in folder.iterdir() if not is_leftover(path)} if folder.exists() else set()
+        names -= {LAUNCHED}  # of a job that has not begun, or has failed before it did
     except OSError as error:
         raise ConfigError(
             f"--run {folder}: is not a folder that can be read ({error.strerror}); choose another"
