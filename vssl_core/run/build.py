@@ -207,14 +207,17 @@ def _build_combiner(chosen: Chosen, names: tuple[str, ...]) -> Combiner:
     return chosen.plugins[name].combiner(chosen.options[name], names)  # type: ignore[misc]
 
 
-def check_batch(config: RunConfig, videos: Videos | int) -> None:
-    """A step must be full, and divisible over ranks and microbatches."""
+def check_batch(config: RunConfig, videos: Videos | int, resumes: bool = False) -> None:
+    """A step must be full, and divisible over ranks and microbatches; a run that `resumes` keeps its batch."""
     count = videos if isinstance(videos, int) else len(videos)
     pieces = world_size() * config.optim.accumulate
     if config.batch_size % pieces:
+        rows = config.batch_size // config.optim.accumulate
+        fitting = ", ".join(str(ranks) for ranks in range(1, rows + 1) if rows % ranks == 0)
+        advice = f"go on with another number of ranks ({fitting})" if resumes else f"choose a multiple of {pieces}"
         raise ConfigError(
             f"batch_size: {config.batch_size} cannot be divided over {world_size()} ranks and "
-            f"{config.optim.accumulate} microbatches; choose a multiple of {pieces}"
+            f"{config.optim.accumulate} microbatches; {advice}"
         )
     if count < config.batch_size:
         raise ConfigError(

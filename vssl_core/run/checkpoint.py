@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vssl_core.distributed import rank
+from vssl_core.distributed import rank, world_size
 from vssl_core.errors import CheckpointError
 from vssl_core.run.files import write_atomically
 
@@ -89,6 +89,16 @@ def restore_generators(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, extra = state["python"]
     random.setstate((version, tuple(words), extra))
+
+
+def tell_ranks(state: Mapping[str, Any], where: str, synchronised: bool) -> None:
+    """Say once that a run goes on with another number of ranks, and what that may change."""
+    before, now = state.get("ranks", world_size()), world_size()
+    if before == now or rank() != 0:
+        return
+    same = "samples keep their order and looks"
+    apart = f"{same}, but each rank's batch norm sees another share of them: device.sync_batch_norm is off"
+    print(f"{where}: made on {before} ranks, goes on with {now}; {same if synchronised else apart}")
 
 
 def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from inspect import signature
@@ -21,7 +21,7 @@ from vssl_core.data.batches import prepare
 from vssl_core.data.clips import Batches, ClipLoader, Clips, Cutter, RawBatch, visits_of
 from vssl_core.data.sources import Splits
 from vssl_core.distributed import any_rank, average, gather_objects, rank, world_size
-from vssl_core.errors import CheckpointError
+from vssl_core.errors import CheckpointError, DataError
 from vssl_core.joining import Group as ClipGroup
 from vssl_core.joining import complete, resolve
 from vssl_core.nets.backbones import fingerprint
@@ -33,7 +33,7 @@ from vssl_core.run.build import Chosen, build_parts, check_batch, choose_device,
 from vssl_core.run.ensemble import StepInput, StepOutput
 from vssl_core.run.extract import STREAM, Extractor
 from vssl_core.run.ledger import Ledger
-from vssl_core.run.logs import observers
+from vssl_core.run.logs import observers, shown
 from vssl_core.run.memory import keep_pages
 from vssl_core.run.optim import build_optimizer, build_schedule, optimizer_state, restore_optimizer, set_learning_rate
 from vssl_core.run.order import draw_order
@@ -41,6 +41,7 @@ from vssl_core.run.precision import autocast, sound_backward
 from vssl_core.run.report import Report, merge
 from vssl_core.run.seeds import reseed
 from vssl_core.run.signals import Interrupted, Signals
+from vssl_core.run.together import raise_together
 from vssl_core.windows import Sample
 
 
@@ -50,7 +51,7 @@ class Run:
     def __init__(self, chosen: Chosen, splits: Splits, folder: Path, *, resumes: bool = False) -> None:
         """Build all parts; nothing is read or written yet but `init`, which a run that `resumes` has behind it."""
         config = chosen.config
-        check_batch(config, splits.train)
+        check_batch(config, splits.train, resumes=resumes)
         self.config, self.folder, self.videos = config, folder, splits.train
         self.manager = chosen.manager
         self.epoch = 0  # from 0
@@ -142,7 +143,9 @@ class Run:
             max(self.config.batch_size // world_size(), 1),
             self.device,
         )
-        return extractor.run(self.backbone, encode, train=train, modules=list(self.objectives.values()))
+        objectives = list(self.objectives.values())
+        with shown("extracting", total=-(-len(self.videos) // world_size())) as advance:
+            return extractor.run(self.backbone, encode, train=train, modules=objectives, advance=advance)
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class Run:
             self._announce("vssl_epoch_start")
             self.order = draw_order(self)
         waiting = time.perf_counter()
-        for raw in self._loader.load(self._batches(), lost=self.ledger.write):
+        for raw in self._read():
             self.report = self._timed_step(raw, waiting)
             self._announce("vssl_step_end", report=self.report)
             asked = self._told(raw, signals.asked)
@@ -247,10 +250,10 @@ class Run:
         with nullcontext() if exchanges else self.module.no_sync():
             with autocast(self.device, self.config.device.precision):
                 output = self.module(micro)
-            self._announce("vssl_forward_end", losses=output.sums, weights=micro.weights, shared=output.shared)
-            output.sums, output.shared = {}, None  # nothing holds the graph longer than the backward pass
-            if output.total.requires_grad:
-                with sound_backward(self.device, self.config.device.precision):
+            with sound_backward(self.device, self.config.device.precision):  # observers may differentiate too
+                self._announce("vssl_forward_end", losses=output.sums, weights=micro.weights, shared=output.shared)
+                output.sums, output.shared = {}, None  # nothing holds the graph longer than the backward pass
+                if output.total.requires_grad:
                     share = output.total / micro.pieces if micro.pieces > 1 else output.total
                     self.scaler.scale(share).backward()
         return output
@@ -279,6 +282,26 @@ class Run:
     def _average_statistics(self) -> None:
         if world_size() > 1:
             average(statistic for norm in self.ensemble.norms for statistic in (norm.running_mean, norm.running_var))
+
+    def _read(self) -> Iterator[RawBatch]:
+        """What the loader gives; an error that one rank meets there is raised on all, so that none waits for it."""
+        lost: list[dict[str, Any]] = []
+        batches = self._loader.load(self._batches(), lost=lost.extend)
+        while True:
+            try:
+                raw, error = next(batches, None), None
+            except Exception as raised:
+                raw, error = None, raised
+            if any_rank(error is not None):
+                self._hear(lost)
+                raise_together(error)
+            if raw is None:
+                return
+            yield raw
+
+    def _hear(self, lost: list[dict[str, Any]]) -> None:
+        with suppress(DataError):  # too many of them: the batch that failed has more to tell
+            self.ledger.write(line for lines in gather_objects(lost) for line in lines)
 
     def _batches(self) -> Batches:
         """This rank's contiguous share of each global batch that is still to come."""
@@ -334,6 +357,7 @@ class Run:
             "optimizer": optimizer_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "generators": checkpoint.generators(),
+            "ranks": world_size(),
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
@@ -351,6 +375,7 @@ class Run:
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.order = None if state["order"] is None else state["order"].numpy()
         self._closing = self.order is None and self.epoch > 0
+        checkpoint.tell_ranks(state, where, synchronised=self.config.device.sync_batch_norm)
 
     @cached_property
     def _list(self) -> list[Any]:

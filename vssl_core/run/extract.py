@@ -24,6 +24,7 @@ from vssl_core.joining import Group
 from vssl_core.looks import Recipe
 from vssl_core.nets.batchnorm import SyncBatchNorm, normalisations, still
 from vssl_core.run.checkpoint import generators, restore_generators
+from vssl_core.run.together import raise_together
 from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
 
@@ -57,20 +58,27 @@ class Extractor:
         equal on all ranks.
 
         In eval mode unless `train`; it leaves no trace (`at_rest`). `advance` hears how many videos are done.
+        `encode` must not exchange with other ranks: they have other numbers of videos. What it raises on one rank is
+        raised on all.
         """
         if train and world_size() > 1 and any(_spans_ranks(root) for root in (backbone, *modules)):
             raise PluginError(
                 "run.extract: train=True takes the batch statistics of each rank's own videos, which "
                 "device.sync_batch_norm forbids; extract in eval mode"
             )
-        parts = []
+        parts: list[dict[str, Tensor]] = []
+        error = None
         with at_rest((backbone, *modules), train):
-            for raw in self._batches():
-                if len(raw.index):
-                    found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
-                    parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
-                if advance:
-                    advance(len(raw.index))
+            try:
+                for raw in self._batches():
+                    if len(raw.index):
+                        found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
+                        parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
+                    if advance:
+                        advance(len(raw.index))
+            except Exception as raised:
+                error = raised
+        raise_together(error)
         return self._joined(parts)
 
     def _batches(self) -> Iterator[RawBatch]:
