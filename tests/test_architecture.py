@@ -254,7 +254,7 @@ def test_the_table_of_methods_speaks_of_what_there_is() -> None:
     rows = [row for row in PAGE.partition("## Methods")[2].splitlines() if row.startswith("| ") and "`Request(" in row]
     assert len(rows) >= 8, "the six methods, and the frameworks that do not just say 'the pair'"
     names = {name: getattr(vssl_core, name) for name in vssl_core.__all__}
-    stand_ins = {"rates": (0.2, 1.0), "paces": (1, 2), "fixations": 5}
+    stand_ins = {"rates": (0.2, 1.0), "paces": (1, 2), "fixations": 5, "n": 2}
     for row in rows:
         for span in re.findall(r"`([^`]+)`", row):
             assert not (word := re.match(r"vssl_\w+$", span)) or word[0] in HOOKS, span
@@ -430,16 +430,18 @@ def test_an_announcement_costs_microseconds() -> None:
 # The command line -----------------------------------------------------------------------------------------------------
 
 FLAGS = {
-    "train": "--plugins --config --data --run --dry-run overrides*",
+    "train": "--plugins --config --data --run --dry-run --launch overrides*",
     "evaluate": "--run! --evaluations! --baseline --data overrides*",
     "data check": "place --out --workers --seconds",
     "data list": "place",
     "data demo": "folder?",
     "data prepare": "place --out! --workers",
+    "data flow": "place --out! --method --stride --blocks --workers",
+    "data labels": "place --plugin! --out --videos --against overrides*",
     "plugins": "name?",
     "doctor": "",
     "bench": "names* --clips --json",
-    "sweep": "file --run --data --parallel --retry-failed --dry-run overrides*",
+    "sweep": "file --run --data --parallel --launch --retry-failed --dry-run --measure overrides*",
     "status": "run",
     "demo": "--run overrides*",
 }

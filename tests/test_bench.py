@@ -14,11 +14,21 @@ import numpy as np
 import pytest
 
 from vssl_core import UserError
+from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Spread, Times, at_least, at_most, not_measured, paired
+from vssl_core.bench.steps import statistics_labels_share
 from vssl_core.commands.bench import NAMES, bench, measure_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
-QUICK = ("frames_exact", "data_path_vs_floor", "shared_decode_4_clips", "ema_vs_flat", "optimizer_vs_fused")
+QUICK = (
+    "frames_exact",
+    "data_path_vs_floor",
+    "shared_decode_4_clips",
+    "extraction_vs_loop",
+    "ema_vs_flat",
+    "ema_vs_loop",
+    "optimizer_vs_fused",
+)
 LONG = ("data_path_vs_decode_all", "engine_overhead", "engine_microseconds", "jitter_vs_torchvision")
 
 
@@ -82,6 +92,18 @@ def test_a_long_row_can_be_measured(
 ) -> None:
     monkeypatch.delenv("VSSL_CLIPS", raising=False)
     measured(capsys, name)
+
+
+def test_labels_are_measured_over_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the smallest net, which the row itself does not take; and without OpenCV it says why it is not measured."""
+    pytest.importorskip("cv2", reason="optical flow needs the extra flow")
+    tiny = ("backbone.name=tiny", "clip.frames=4", "clip.size=16")
+    with Files(None) as files:
+        row = statistics_labels_share(files, 0.01, tiny)
+        assert row.value is not None and row.value.median > 0 and len(row.files) == 2
+        monkeypatch.setattr("vssl_core.bench.steps.find_spec", lambda name: None)
+        row = statistics_labels_share(files, 0.01, tiny)
+    assert row.met is None and row.note == "not measured: OpenCV is not installed"
 
 
 def test_frames_are_exact_on_its_own_videos(

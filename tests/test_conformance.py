@@ -321,6 +321,17 @@ def test_a_door_without_words_and_with_heavy_imports(broken):
     assert re.search("importing 'vssl_broken1_.*' also imports torch; import the classes inside", found["imports"])
 
 
+ONE_FILE = f'"""Offers an objective."""\n{SOUND}\n\nvssl_objective = hookimpl(lambda: Broken)\n'
+
+
+def test_a_plugin_of_one_file_imports_torch_and_nothing_heavier(broken):
+    """Its class derives from one of ours, so it cannot do without; of all else it is asked as any other."""
+    only = {"only": lambda name: name == "imports"}
+    assert failures(broken(door=ONE_FILE), {}, **only) == ({}, None)
+    found, _ = failures(broken(door=f"{ONE_FILE}\nimport matplotlib\n"), {}, **only)
+    assert re.search("also imports matplotlib; import the classes inside", found["imports"])
+
+
 def test_all_that_fails_is_told_at_once_a_sentence_each(broken):
     door = DOOR.replace("Offers an objective.", "")
     name = broken(LOSS, f"{LOSS}; self.bank += 0.01; np.random.random()", door=door)

@@ -482,6 +482,31 @@ def test_wrong_parameter_groups_are_named(tmp_path: Path, groups: Any, told: str
         open_small(tmp_path, {"wrong": wrong})
 
 
+class Scaled(Combiner):
+    """The sum, times a number that is learnt without decay."""
+
+    def __init__(self, config: Any, names: tuple[str, ...]) -> None:
+        super().__init__(config, names)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.plain = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> Tensor:
+        return torch.stack(list(losses.values())).sum() + 0 * (self.scale + self.plain)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup([self.scale], weight_decay=0.0)]
+
+
+def test_a_combiner_has_parameter_groups_too(tmp_path: Path) -> None:
+    """Without a gradient but zero, only decay moves: it moves the plain number and not the other."""
+    plugins = {"plain": Plain, "scaled": Scaled}
+    run = train(tmp_path / "one", plugins, combine={"name": "scaled"}, optim={"lr": 0.1, "weight_decay": 0.5})
+    assert run.ensemble.combiner.scale.item() == 3.0 and run.ensemble.combiner.plain.item() < 2.5
+    twice = type("Twice", (Scaled,), {"parameter_groups": lambda self: 2 * [ParameterGroup([self.scale])]})
+    with pytest.raises(PluginError, match="combiner Twice: parameter_groups names a parameter twice"):
+        open_small(tmp_path / "two", {"plain": Plain, "scaled": twice}, combine={"name": "scaled"})
+
+
 @pytest.mark.parametrize(
     ("optim", "expected"),
     [

@@ -29,40 +29,21 @@ from vssl_core.requests import (
     Fixed,
     Halves,
     Independent,
-    Measure,
     Request,
     Strides,
     Turns,
 )
 from vssl_core.run.build import build_parts, choose, context_of, make_backbone, recipe_of
-from vssl_core.windows import Sample, Window, draw_windows
+from vssl_core.windows import Sample, draw_windows
 
 PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
 CONFIG = RunConfig()
 RUN = CONFIG.clip_request()
 
 
-def _flow(crop: np.ndarray, clip: np.ndarray, window: Window) -> np.ndarray:
-    return np.zeros(14, np.float32)
-
-
-# What methods that have no plugin yet will ask for.
-MINIATURES: dict[str, Request] = {
-    "statistics-like": Request(
-        placement=ANY, boxes=ANY, flips=ANY, appearance=Appearance("kept", "clip"), measures=(Measure("motion", _flow),)
-    ),
-    "concepts-like": Request(tail=1, placement=ANY, boxes=ANY, flips=ANY, appearance=Appearance(per="clip")),
-    "saccades-like": Request(
-        clips=10, boxes=Boxes(Independent()), flips=ANY, appearance=Appearance("jittered", "clip")
-    ),
-}  # fmt: skip
-
-
 @cache
 def asked(name: str, **options: Any) -> dict[str, Request]:
-    """The requests of an installed plugin with these options, or of a miniature."""
-    if name in MINIATURES:
-        return {"clip": MINIATURES[name]}
+    """The requests of an installed plugin with these options."""
     chosen = choose(RunConfig(plugins={name: options}))
     context = context_of(chosen.config, name, make_backbone(chosen.config, chosen.manager), videos=1000)
     objective = chosen.plugins[name].objective
@@ -125,7 +106,7 @@ def test_those_who_ask_alike_ask_alike() -> None:
 
 
 def test_the_page_names_every_pair() -> None:
-    names = [name for name in (*objectives(), *MINIATURES) if name not in alike()[:-1]]
+    names = [name for name in objectives() if name not in alike()[:-1]]
     told = {frozenset(row[:2]) for row in pairs()}
     assert {frozenset((left, right)) for left in names for right in names if left != right} == told
 
@@ -191,7 +172,7 @@ def _same(where: str, wanted: Any, given: Any) -> None:
         assert wanted == given, f"{where}: asked for {wanted}, gets {given}"
 
 
-NAMES = st.lists(st.sampled_from([*objectives(), *MINIATURES]), unique=True, min_size=1)
+NAMES = st.lists(st.sampled_from(objectives()), unique=True, min_size=1)
 
 
 @given(NAMES)
@@ -271,9 +252,9 @@ def test_pins_keep_groups_apart_and_are_refused_where_they_cannot_be() -> None:
     assert [written(group) for group in made.groups] == ["2 clips for stor, pace", "2 clips for byol, simclr"]
     made = plan(requests, RUN, own=["pace"])
     assert [written(group) for group in made.groups] == ["2 clips for stor, byol, simclr", "1 clip for pace"]
-    with pytest.raises(ConfigError, match=r"'rotation' and 'statistics-like' cannot share clips.*turns"):
-        both = {name: asked(name) for name in ("statistics-like", "rotation")}
-        plan(both, RUN, groups=[["statistics-like", "rotation"]])
+    with pytest.raises(ConfigError, match=r"'rotation' and 'statistics' cannot share clips.*turns"):
+        both = {name: asked(name) for name in ("statistics", "rotation")}
+        plan(both, RUN, groups=[["statistics", "rotation"]])
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 300))
@@ -287,9 +268,9 @@ def test_a_fixed_clip_is_the_same_in_every_epoch_mix_and_extraction(seed: int, t
 
 def test_a_plugin_added_at_the_end_pairs_nobody_anew() -> None:
     """And changes no draw: a group's stream is the name of its first member."""
-    for names in permutations(("stor", "simclr", "statistics-like", "rotation"), 3):
+    for names in permutations(("stor", "simclr", "statistics", "rotation"), 3):
         before = joined(names)
-        for added in {*objectives(), *MINIATURES} - set(names):
+        for added in set(objectives()) - set(names):
             after = joined([*names, added])
             for group, grown in zip(before.groups, after.groups, strict=False):
                 assert list(group.members) == [slot for slot in grown.members if not slot.startswith(f"{added}/")]

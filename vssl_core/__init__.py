@@ -64,6 +64,7 @@ _ROOMS = {
     "vssl_core.nets.sinkhorn": ("sinkhorn",),
     "vssl_core.nets.clustering": ("Clusters", "concentration", "kmeans"),
     "vssl_core.nets.backbones": ("Backbone", "build_backbone"),
+    "vssl_core.data.flow": ("Flow",),
     "vssl_core.data.sources": ("SourceOptions", "Splits"),
     "vssl_core.data.videos": ("Videos",),
     "vssl_core.distributed": ("average", "broadcast", "gather", "mean", "rank", "world_size"),
@@ -94,6 +95,7 @@ __all__ = [
     "Features",
     "Fixed",
     "Flips",
+    "Flow",
     "Halves",
     "Independent",
     "Measure",
@@ -163,6 +165,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from vssl_core.data.flow import Flow
     from vssl_core.data.sources import SourceOptions, Splits
     from vssl_core.data.videos import Videos
     from vssl_core.distributed import average, broadcast, gather, mean, rank, world_size
@@ -189,6 +192,7 @@ if TYPE_CHECKING:
         PluginConfig,
         Result,
         Shared,
+        Shot,
         SplitFeatures,
         Terms,
     )

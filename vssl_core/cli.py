@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="print what would be trained; writes nothing and needs no data"
     )
+    train.add_argument(
+        "--launch", choices=["slurm", "local"], help="as a job of several tasks on a cluster, or in the background here"
+    )
     train.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
     evaluate = commands.add_parser("evaluate", help="downstream protocols on a trained backbone")
@@ -39,32 +42,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="SOURCE[:ROOT] or a path; the run's own where absent")
     evaluate.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
-    sweep = commands.add_parser("sweep", help="the runs of a sweep file, their evaluations and the table")
-    sweep.add_argument("file", metavar="SWEEP.yaml", help="a base experiment, what varies, and the papers' numbers")
-    sweep.add_argument("--run", help="the sweep's folder, runs/sweeps/<file name> if absent; starting it again goes on")
-    sweep.add_argument("--data", help="SOURCE[:ROOT] or a path, for every run")
-    sweep.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time")
-    sweep.add_argument("--retry-failed", action="store_true", help="do the runs again that have failed")
-    sweep.add_argument("--dry-run", action="store_true", help="print cells and what is to be done; writes nothing")
-    sweep.add_argument("overrides", nargs="*", metavar=OVERRIDES)
-
-    data = commands.add_parser("data", help="look after data sets")
-    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
-    check = what.add_parser("check", help="decode every file, list those that cannot be read")
-    check.add_argument("place", help="a path (every file below it), or SOURCE:ROOT")
-    check.add_argument("--out", help="write the findings here, as JSON")
-    check.add_argument("--workers", type=int, default=2, help="processes")
-    check.add_argument("--seconds", type=float, default=60.0, help="time limit for a file")
-    listing = what.add_parser("list", help="what a source holds")
-    listing.add_argument("place", help="a path, or SOURCE:ROOT")
-    demo_data = what.add_parser("demo", help="generate the demo's videos")
-    demo_data.add_argument("folder", nargs="?", help="where; the cache folder if absent")
-    prepare = what.add_parser(
-        "prepare", help="write a copy that decodes fast: short side 128, a key frame every 12 frames"
-    )
-    prepare.add_argument("place", help="a path (every video below it), or SOURCE:ROOT")
-    prepare.add_argument("--out", required=True, help="the folder of the copy")
-    prepare.add_argument("--workers", type=int, default=2, help="processes")
+    _sweep_flags(commands)
+    _data_flags(commands)
 
     plugins = commands.add_parser("plugins", help="what is installed: options, requests, papers")
     plugins.add_argument("name", nargs="?", help="one plugin, in full")
@@ -83,6 +62,57 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", default="runs/demo", help="the run's folder")
     demo.add_argument("overrides", nargs="*", metavar=OVERRIDES)
     return top
+
+
+def _sweep_flags(commands: argparse._SubParsersAction) -> None:
+    sweep = commands.add_parser("sweep", help="the runs of a sweep file, their evaluations and the table")
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="a base experiment, what varies, and the papers' numbers")
+    sweep.add_argument("--run", help="the sweep's folder, runs/sweeps/<file name> if absent; starting it again goes on")
+    sweep.add_argument("--data", help="SOURCE[:ROOT] or a path, for every run")
+    sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time: 1 if absent, on a cluster all")
+    sweep.add_argument("--launch", choices=("local", "slurm"), help="runs as jobs of a cluster, or as processes here")
+    sweep.add_argument("--retry-failed", action="store_true", help="do the runs again that have failed")
+    sweep.add_argument("--dry-run", action="store_true", help="print cells and what is to be done; writes nothing")
+    sweep.add_argument(
+        "--measure", action="store_true", help="with --dry-run: time a step of each cell, estimate hours"
+    )
+    sweep.add_argument("overrides", nargs="*", metavar=OVERRIDES)
+
+
+def _data_flags(commands: argparse._SubParsersAction) -> None:
+    data = commands.add_parser("data", help="look after data sets")
+    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    check = what.add_parser("check", help="decode every file, list those that cannot be read")
+    check.add_argument("place", help="a path (every file below it), or SOURCE:ROOT")
+    check.add_argument("--out", help="write the findings here, as JSON")
+    check.add_argument("--workers", type=int, default=2, help="processes")
+    check.add_argument("--seconds", type=float, default=60.0, help="time limit for a file")
+    listing = what.add_parser("list", help="what a source holds")
+    listing.add_argument("place", help="a path, or SOURCE:ROOT")
+    demo_data = what.add_parser("demo", help="generate the demo's videos")
+    demo_data.add_argument("folder", nargs="?", help="where; the cache folder if absent")
+    prepare = what.add_parser(
+        "prepare", help="write a copy that decodes fast: short side 128, a key frame every 12 frames"
+    )
+    prepare.add_argument("place", help="a path (every video below it), or SOURCE:ROOT")
+    prepare.add_argument("--out", required=True, help="the folder of the copy")
+    prepare.add_argument("--workers", type=int, default=2, help="processes")
+    flow = what.add_parser("flow", help="compute optical flow ahead, for plugins that learn from motion")
+    flow.add_argument("place", help="a path (every video below it), or SOURCE:ROOT")
+    flow.add_argument("--out", required=True, help="the folder of the flow; started again, it goes on")
+    flow.add_argument("--method", default="tvl1", help="tvl1, farneback or dis")
+    flow.add_argument("--stride", type=int, default=1, help="frames from the first to the second of a pair")
+    flow.add_argument("--blocks", type=int, default=96, help="blocks along the shorter side of a frame")
+    flow.add_argument("--workers", type=int, default=2, help="processes")
+    labels = what.add_parser("labels", help="draw what a plugin reads off clips, to see that it is right")
+    labels.add_argument("place", help="a path, or SOURCE:ROOT")
+    labels.add_argument("--plugin", required=True, help="whose labels")
+    labels.add_argument("--out", help="the folder of the pictures, labels/<plugin> if absent")
+    labels.add_argument("--videos", type=int, help="how many, spread over the list; 4, or 40 to compare")
+    labels.add_argument(
+        "--against", action="append", default=[], metavar=OVERRIDES, help="compare with labels under other options"
+    )
+    labels.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,8 +152,9 @@ def _run(options: argparse.Namespace) -> int:
             from vssl_core.commands.train import train
 
             return train(
-                options.plugins, options.config, options.data, options.run, options.overrides, dry_run=options.dry_run
-            )
+                options.plugins, options.config, options.data, options.run, options.overrides,
+                dry_run=options.dry_run, cluster=options.launch,
+            )  # fmt: skip
         case "evaluate":
             from vssl_core.commands.evaluate import evaluate
 
@@ -133,7 +164,8 @@ def _run(options: argparse.Namespace) -> int:
 
             return sweep(
                 options.file, options.run, options.data, options.parallel, options.overrides,
-                retry_failed=options.retry_failed, dry_run=options.dry_run,
+                retry_failed=options.retry_failed, dry_run=options.dry_run, measure=options.measure,
+                cluster=options.launch,
             )  # fmt: skip
         case "data":
             from vssl_core.commands import data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -135,6 +135,13 @@ class Shot:
     frames: np.ndarray  # (T,H,W,3) uint8, whole frames as filmed
     clip: np.ndarray  # (T,S,S,3) uint8, cut, resized, mirrored and turned; tail frames included
 
+    @property
+    def crop(self) -> np.ndarray:
+        """(T,h,w,3) the window's box at source resolution, mirrored and turned as the clip is."""
+        top, left, height, width = self.window.box
+        box = self.frames[:, top : top + height, left : left + width]
+        return self.window.carry(box.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -153,7 +160,7 @@ class Combiner(nn.Module, ABC):
     """A way from named losses to the scalar that is differentiated; may hold parameters of its own.
 
     Under several ranks it runs on each with its own rows, before gradients are averaged: what compares gradients has to
-    exchange them (`vssl_core.average`).
+    exchange them (`vssl_core.average`). It runs in float32 whatever the run's precision, and may differentiate.
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
@@ -166,6 +173,10 @@ class Combiner(nn.Module, ABC):
     @abstractmethod
     def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Shared) -> Tensor:
         """The total, a scalar; `losses` holds {objective: the sum of its terms}, only those with a weight above 0."""
+
+    def parameter_groups(self) -> Iterable[ParameterGroup]:
+        """Parameters of its own that are not trained like the rest; each at most once."""
+        return ()
 
 
 class Observer:
@@ -227,6 +238,8 @@ class Result:
     protocol: Mapping[str, Any]  # everything the numbers depend on; its hash decides which rows may share a table
     tables: Mapping[str, Any] = field(default_factory=dict)  # per-class tables and the like, as JSON values
     figures: Mapping[str, Any] = field(default_factory=dict)  # {name: a matplotlib figure}
+    # {'video': names, metric: a number for each, of which the metric is the mean}: what lets cells be compared in pairs
+    videos: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Evaluation(ABC):

@@ -28,8 +28,19 @@ def own(logits: Tensor) -> Tensor:
 
 def together(logits: Tensor) -> Tensor:
     """log h(z_i^a, z_j^*) of the paper's equation 3, (B, 2, N): both clips of another video, of its own the other."""
+    return _candidates(logits).logsumexp(dim=3)
+
+
+def recognised(logits: Tensor) -> Tensor:
+    """(B, 2) whether the clip that is nearest to a clip is the other one of its video."""
+    nearest = _candidates(logits).amax(dim=3).argmax(dim=2)
+    return own(logits)[:, None].expand(-1, 2, -1).gather(2, nearest[..., None]).squeeze(2)
+
+
+def _candidates(logits: Tensor) -> Tensor:
+    """All pairs of clips but a clip with itself."""
     itself = own(logits)[:, None, :, None] & torch.eye(2, dtype=torch.bool, device=logits.device)[:, None]
-    return logits.masked_fill(itself, float("-inf")).logsumexp(dim=3)
+    return logits.masked_fill(itself, float("-inf"))
 
 
 def one_way(logits: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from vssl_multilevel.losses import (
     graph,
     one_way,
     own,
+    recognised,
     swapped,
     together,
     towards,
@@ -135,16 +136,15 @@ class MultiLevel(Objective):
     def _tell_apart(self, read: list[Read]) -> tuple[Terms, Tensor]:
         """`instance`: find the other half among all videos; and log h of all pairs of halves, (B, 2, N, 2)."""
         logits = compare(self._rows("high", "instance", read), self.config.temperature)
-        similarities, itself = together(logits), own(logits)
-        right = similarities.detach().argmax(dim=2) == itself.float().argmax(dim=1)[:, None]  # (B, 2)
-        return Terms({"instance": towards(similarities, itself.float())}, {"accuracy": right.float().mean()}), logits
+        loss = towards(together(logits), own(logits).float())
+        return Terms({"instance": loss}, {"accuracy": recognised(logits.detach()).float().mean()}), logits
 
     def _assign(self, views: tuple[View, ...], epoch: int) -> tuple[Terms, Tensor | None]:
         """`semantic`: predict the other half's assignment; and the prototypes (N,) of the videos of all ranks."""
         if self.prototypes is None:
             return Terms({}), None
         maps = [view.features.stages[self.stages["high"]] for view in views[:2]]
-        scores = torch.stack([self.prototypes(found.mean(dim=(2, 3, 4))) for found in maps], dim=1)  # (B, 2, K)
+        scores = torch.stack([self.prototypes(values.mean(dim=(2, 3, 4))) for values in maps], dim=1)  # (B, 2, K)
         assigned = self.prototypes.assign(scores.detach(), epoch)
         loss = self.config.semantic_weight * swapped(scores / self.config.prediction_temperature, assigned)
         met = scores.detach()[:, 0].argmax(dim=1) == assigned[:, 1].argmax(dim=1)
@@ -199,7 +199,7 @@ class MultiLevel(Objective):
             changed = []
             for half, view in enumerate(views):
                 features = [batch.encode(reordered(view.clip, order)) for order in orders[half]]
-                maps = [found.stages[self.stages[name]] for found in features]
+                maps = [seen.stages[self.stages[name]] for seen in features]
                 changed.append([level.rows("clip_order", level.excite(level(found))) for found in maps])
             losses["clip_order"] = self._apart(name, "clip_order", read[name], changed)
         return Terms(losses)
@@ -223,9 +223,9 @@ class MultiLevel(Objective):
             first, second, overview = (self._level(name).timestamps("timestamp", excited) for _, excited in read[name])
             halves = torch.cat([first, second], dim=1).unflatten(1, (-1, 2)).mean(dim=2)  # (B, 2 T, D) -> (B, T, D)
             both = self.config.retrieval == "both"
-            entropies, found = found_in_overview(halves, overview, self.config.temperature, both)
+            entropies, hits = found_in_overview(halves, overview, self.config.temperature, both)
             losses[f"timestamp_{name}"] = self.temporal_weights[name] * mean(entropies, whole)
-            metrics[f"found_{name}"] = mean(found, whole)
+            metrics[f"found_{name}"] = mean(hits, whole)
         return Terms(losses, metrics)
 
     # State ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -37,9 +36,8 @@ class ProjectConflicting(Combiner):
         meeting = shared.parameters if self.config.on == "parameters" else shared.features
         if len(weighted) < 2 or not meeting or not all(loss.requires_grad for loss in weighted):
             return total
-        with _backward(total.device):
-            correction = self._correction(weighted, meeting)
-            return total if correction is None else total + (correction - correction.detach())
+        correction = self._correction(weighted, meeting)
+        return total if correction is None else total + (correction - correction.detach())
 
     def _correction(self, losses: Sequence[Tensor], meeting: Sequence[Tensor]) -> Tensor | None:
         """A scalar whose gradient is that of the projected sum, less that of the plain sum; None: no conflict."""
@@ -85,18 +83,3 @@ def project(products: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
             if other != own and along < 0 < products[other, other]:
                 mixture[other] -= along / products[other, other]
     return mixtures.sum(dim=0)
-
-
-@contextmanager
-def _backward(device: torch.device) -> Iterator[None]:
-    """Where gradients are computed and compared: in full precision, and on a CPU in bfloat16 without oneDNN.
-
-    Its weight gradients of 3D convolutions in bfloat16 are not to be trusted where clips are short.
-    """
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and not (device.type == "cpu" and torch.is_autocast_enabled("cpu"))
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = before

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vssl_core import Combiner, PluginConfig, Shared
+from vssl_core import Combiner, ParameterGroup, PluginConfig, Shared
 
 
 class Uncertainty(Combiner):
@@ -33,6 +33,10 @@ class Uncertainty(Combiner):
         return torch.stack(
             [weights[name] * (torch.exp(-found[name]) * loss + found[name]) for name, loss in losses.items()]
         ).sum()
+
+    def parameter_groups(self) -> Iterable[ParameterGroup]:
+        """Log variances are not decayed: that would draw every factor to 1, whatever the loss."""
+        return [ParameterGroup(self.log_variances, weight_decay=0.0)]
 
     def factors(self) -> dict[str, Tensor]:
         """{objective: exp(-s)}, what its loss is multiplied by beside its weight; detached."""

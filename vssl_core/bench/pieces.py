@@ -33,6 +33,27 @@ def ema_vs_flat(files: Files, share: float = 1.0, backbone: str = "r2plus1d_18")
     return times.row("ema_vs_flat", case, at_most(1.2), per=TIMES, unit="ms a step")
 
 
+def ema_vs_loop(files: Files, share: float = 1.0, backbone: str = "r3d_18") -> Row:
+    """A slow teacher moved, over the loop on parameters that MoCo's released code has, and others after it."""
+    net = build_backbone(backbone)
+    teacher, slow = Ema(backbone=net), build_backbone(backbone).requires_grad_(False)
+
+    def usual() -> None:
+        for theirs, mine in zip(net.parameters(), slow.parameters(), strict=True):
+            mine.data = mine.data * 0.99 + theirs.data * (1.0 - 0.99)
+
+    def in_place() -> None:
+        for theirs, mine in zip(net.parameters(), slow.parameters(), strict=True):
+            mine.mul_(0.99).add_(theirs.data, alpha=1.0 - 0.99)
+
+    move = several(lambda: teacher.follow(0.99, backbone=net), TIMES)
+    times, careful = (paired(move, several(loop, TIMES), count(20, share)) for loop in (usual, in_place))
+    millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    case = f"teacher of {backbone}, {millions:.1f} M weights, over slow = slow * m + fast * (1 - m) one by one"
+    note = f"over a loop that works in place: {careful.row('', '', at_least(1)).value}"
+    return times.row("ema_vs_loop", case, at_least(3), per=TIMES, unit="ms a step", note=note)
+
+
 def optimizer_vs_fused(files: Files, share: float = 1.0, backbone: str = "r3d_18") -> Row:
     """The run's optimizer with its schedule and groups, over torch's fused one on the same tensors."""
     overrides = [f"backbone.name={backbone}", "batch_size=2", "optim.decay_norms=false"]

@@ -1,8 +1,9 @@
-"""Rows on steps of training: what the engine adds to a bare loop, and what joining several plugins saves."""
+"""Rows on steps of training: what the engine adds to a bare loop, what joining plugins saves, what labels cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,21 @@ from torch import Tensor, nn
 
 from vssl_core.bench import memory_runs
 from vssl_core.bench.files import Files
-from vssl_core.bench.rows import Row, Spread, at_most, count, paired, several
+from vssl_core.bench.rows import Row, Spread, at_most, count, not_measured, paired, several
 from vssl_core.config import load_config
+from vssl_core.data import clips, decode
 from vssl_core.data.appearance import apply
 from vssl_core.data.clips import Clips, Cutter, RawBatch, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.nets.backbones import build_backbone
 from vssl_core.run.build import choose, normalisation_of, recipe_of
 from vssl_core.run.engine import Run
+from vssl_core.windows import Sample, draw_windows
 
 JOINED = "stor+pace+rotation+byol".split("+")
+SHARE_ROW = "statistics_labels_share"
+MEASURED = SHARE_ROW.partition("_")[0]  # whose labels take optical flow
+LARGE = ("clip.frames=16", "clip.size=112")
 BLOCK = 200  # steps of the null model that are timed together
 
 
@@ -131,7 +137,7 @@ def _null_step(run: Run, raw: RawBatch) -> Callable[[], Tensor]:
 def joint_vs_singles(
     files: Files,
     share: float = 1.0,
-    overrides: Sequence[str] = ("backbone.name=r3d_10", "clip.frames=16", "clip.size=112"),
+    overrides: Sequence[str] = ("backbone.name=r3d_10", *LARGE),
 ) -> Row:
     """One run of four plugins, decode included, over the sum of four runs of one."""
     paths = files.originals[:8]
@@ -142,6 +148,42 @@ def joint_vs_singles(
         f"{'+'.join(JOINED)} in one run, over the sum of single runs; batch 2, decode included, {', '.join(overrides)}"
     )
     return times.row("joint_vs_singles", case, at_most(0.6), unit="ms a step", files=files.names(paths))
+
+
+def statistics_labels_share(
+    files: Files,
+    share: float = 1.0,
+    overrides: Sequence[str] = ("backbone.name=r2plus1d_10", *LARGE),
+) -> Row:
+    """What a loader's worker measures of two clips, their frames' colours included, over the step that learns it."""
+    paths = files.originals[:2]
+    told = ", ".join(overrides)
+    case = f"labels of a clip by DIS, from frames in the size of the file, over its share of a step; batch 2, {told}"
+    if find_spec("cv2") is None:
+        return not_measured(SHARE_ROW, case, at_most(0.25), "OpenCV is not installed")
+    training = _Training([MEASURED], paths, files.scratch / "labels", overrides)
+    raw, measure = training.read(0), _measuring(training)
+    times = paired(lambda _: measure(), lambda _: training.run.step_on(raw), count(5, share), share >= 1)
+    return times.row(SHARE_ROW, case, at_most(0.25), per=2, files=files.names(paths))
+
+
+def _measuring(training: _Training) -> Callable[[], None]:
+    """Measures the clips of the first step anew, from decoded frames."""
+    (group,) = training.run.plan.groups
+    ready = []
+    for video in range(2):
+        path = training.run.videos.path(video)
+        facts = decode.scan(path)
+        size, sample = (facts.height, facts.width), Sample(0, 1, 0, video)
+        (window,) = draw_windows(group.request, sample, group.stream, facts.frames, size, path)
+        frames = decode.read(path, window.indices, facts)
+        ready.append((frames, frames.resized(window.indices, window.box, group.request.size), window))
+
+    def measure() -> None:
+        for frames, clip, window in ready:
+            clips._measure(group.request.measures, frames, clip, window)
+
+    return measure
 
 
 class _Training:
@@ -155,8 +197,11 @@ class _Training:
             self.run.videos, Cutter(groups, tuple(recipe_of(chosen.config, group) for group in groups)), 0
         )
 
+    def read(self, number: int) -> RawBatch:
+        """Two videos, read."""
+        rows = [(2 * number + row) % len(self.clips) for row in range(2)]
+        return collate([self.clips[Visit(number + 1, 0, row)] for row in rows])
+
     def step(self, number: int) -> None:
         """Two videos read, one step made."""
-        rows = [(2 * number + row) % len(self.clips) for row in range(2)]
-        raw = collate([self.clips[Visit(number + 1, 0, row)] for row in rows])
-        self.run._announce("vssl_step_end", report=self.run.step_on(raw))
+        self.run._announce("vssl_step_end", report=self.run.step_on(self.read(number)))

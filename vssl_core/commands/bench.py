@@ -26,8 +26,9 @@ ROOMS = {
         "data_path_vs_floor",
         "shared_decode_4_clips",
     ),
-    "steps": ("joint_vs_singles", "engine_overhead", "engine_microseconds"),
-    "pieces": ("ema_vs_flat", "optimizer_vs_fused", "jitter_vs_torchvision"),
+    "steps": ("joint_vs_singles", "statistics_labels_share", "engine_overhead", "engine_microseconds"),
+    "extraction": ("extraction_vs_loop",),
+    "pieces": ("ema_vs_flat", "ema_vs_loop", "optimizer_vs_fused", "jitter_vs_torchvision"),
     "growth": ("memory_slope_mib", "growth_10x"),
 }
 NAMES = tuple(name for names in ROOMS.values() for name in names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from vssl_core.errors import VsslError
 from vssl_core.joining import Plan
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Shared, Terms, is_scalar
+from vssl_core.run.precision import in_full
 from vssl_core.run.seeds import reseed
 from vssl_core.run.terms import ObjectiveError, check_finite_terms, check_terms, kind_of, seen
 from vssl_core.views import Batch, Features, View
@@ -72,6 +74,11 @@ class StepInput:
     piece: int = 0  # which microbatch of the step this is,
     pieces: int = 1  # of how many
 
+    @cached_property
+    def moment(self) -> str:
+        """What torch's generators are seeded by: microbatches and ranks draw apart, as parts of a large batch would."""
+        return f"{self.step}/{rank() * self.pieces + self.piece}"
+
 
 @dataclass
 class StepOutput:
@@ -116,16 +123,19 @@ class Ensemble(nn.Module):
         """The weighted loss of one microbatch."""
         views = [[self._view(clip) for clip in group] for group in step.clips]
         before, output, sums = self.forwards, StepOutput(step.index.new_zeros((), dtype=torch.float32)), {}
-        active = {name: step.weights[name] > 0 for name in self.objectives}
-        for name in (name for name, counts in active.items() if counts):
-            terms = self._ask(name, step, views)
+        idle = []
+        for name, objective in self.objectives.items():
+            if not step.weights[name] > 0:
+                idle.append((name, objective))
+                continue
+            terms = self._ask(name, objective, step, views)
             if terms.losses:
                 sums[name] = add([loss.float() for loss in terms.losses.values()])
             _record(output, name, terms)
-        if not all(active.values()):
+        if idle:
             with torch.no_grad(), still(self.norms):  # weight 0: evaluated and logged, and nothing moves
-                for name in (name for name, counts in active.items() if not counts):
-                    _record(output, name, self._ask(name, step, views))
+                for name, objective in idle:
+                    _record(output, name, self._ask(name, objective, step, views))
         output.sums, output.shared = sums, self._shared(views)
         if sums:
             output.total = self._combine(sums, step, output.shared)
@@ -146,7 +156,7 @@ class Ensemble(nn.Module):
             stages = self._encode(clip)
         return Features(lambda: stages)
 
-    def _ask(self, name: str, step: StepInput, views: list[list[View]]) -> Terms:
+    def _ask(self, name: str, objective: Objective, step: StepInput, views: list[list[View]]) -> Terms:
         slots = {slot: tuple(views[group][:count]) for slot, group, count in self._slots(name)}
         batch = Batch(
             name,
@@ -157,9 +167,9 @@ class Ensemble(nn.Module):
             progress=step.progress,
             encode=self._encode_privately,
         )
-        reseed(step.seed, _moment(step, name))
+        reseed(step.seed, f"{step.moment}/{name}")
         try:
-            terms = self.objectives[name](batch)
+            terms = objective(batch)
         except VsslError:
             raise
         except Exception as error:
@@ -180,8 +190,9 @@ class Ensemble(nn.Module):
         return Shared(tuple(seen.map for seen in features if seen.asked and seen.map.requires_grad), self.backbone)
 
     def _combine(self, sums: Mapping[str, Tensor], step: StepInput, shared: Shared) -> Tensor:
-        reseed(step.seed, _moment(step, "combine"))
-        total = self.combiner(sums, step.weights, shared)
+        reseed(step.seed, f"{step.moment}/combine")
+        with in_full(step.index.device):
+            total = self.combiner(sums, step.weights, shared)
         trained = any(loss.requires_grad for loss in sums.values())
         if not is_scalar(total) or (trained and not total.requires_grad):
             where = f"combiner {type(self.combiner).__name__}"
@@ -202,13 +213,10 @@ class Ensemble(nn.Module):
 
         Then forgets them.
         """
+        if self._unreached is None:  # as on one rank
+            return set()
         unreached, self._unreached = self._unreached, None
-        return unreached or set()
-
-
-def _moment(step: StepInput, name: str) -> str:
-    """What torch's generators are seeded by: microbatches and ranks draw apart, as parts of one large batch would."""
-    return f"{step.step}/{rank() * step.pieces + step.piece}/{name}"
+        return unreached
 
 
 class _Anchor(torch.autograd.Function):
@@ -244,9 +252,9 @@ def add(scalars: Sequence[Tensor]) -> Tensor:
 
 
 def _record(output: StepOutput, name: str, terms: Terms) -> None:
-    output.losses.update({f"{name}/{term}": loss.detach().float() for term, loss in terms.losses.items()})
-    output.metrics.update(
-        {f"{name}/{term}": torch.as_tensor(value).detach().float() for term, value in terms.metrics.items()}
-    )
+    for term, loss in terms.losses.items():
+        output.losses[f"{name}/{term}"] = loss.detach().float()
+    for term, value in terms.metrics.items():
+        output.metrics[f"{name}/{term}"] = torch.as_tensor(value).detach().float()
     if terms.keep:
         output.kept[name] = {key: rows.detach() for key, rows in terms.keep.items()}

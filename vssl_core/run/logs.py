@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ from vssl_core.run.files import explained, write_atomically
 if TYPE_CHECKING:
     from vssl_core.run.engine import Run
     from vssl_core.run.report import Report
+
+SHORT = 2.0  # seconds that need no bar
 
 
 class MetricsFile:
@@ -123,8 +128,8 @@ class Progress:
         """Move the bar; read numbers from the device only on logged steps."""
         self.bar.update(self.task, completed=report.step, epoch=self._epoch(run))
         if run.logs_now:
-            self.last = report.numbers
-            self.first = self.first or self.last
+            self.last |= report.numbers  # what is not there in every step keeps its last value,
+            self.first = report.numbers | self.first  # and what comes later its own first
             terms = " ".join(f"{name} {self.last[name]:.3g}" for name in report.losses)
             self.bar.update(
                 self.task,
@@ -157,8 +162,31 @@ class Progress:
         table = Table("term", "first", "last", title="training")
         for name, value in self.last.items():
             if name not in ("lr", "clips_per_second", "data_wait"):
-                table.add_row(name, f"{self.first.get(name, value):.4g}", f"{value:.4g}")
+                table.add_row(name, f"{self.first[name]:.4g}", f"{value:.4g}")
         return table
+
+
+@contextmanager
+def shown(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What hears how much of some long work is done: a bar on the terminal of rank 0, gone at the end.
+
+    None where the work is short.
+    """
+    from rich import get_console
+    from rich.progress import Progress as Bar
+
+    bar = Bar(console=get_console(), transient=True, disable=rank() != 0 or not get_console().is_terminal)
+    task, began = bar.add_task(what, total=total), time.monotonic()
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        if time.monotonic() - began > SHORT:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def observers(folder: Path, tensorboard: bool) -> dict[str, Any]:

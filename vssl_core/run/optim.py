@@ -19,7 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vssl_core.config import OptimSection
 from vssl_core.errors import PluginError
+from vssl_core.objective import Combiner, Objective
 from vssl_core.run.ensemble import Ensemble
+
+MOMENTS = {"sgd": 1, "lars": 1, "adamw": 2}  # numbers that an optimizer keeps of each trained one
 
 
 class Lars(torch.optim.Optimizer):
@@ -88,17 +91,17 @@ def _groups(ensemble: Ensemble, section: OptimSection) -> dict[tuple, dict[str, 
 def _own_groups(ensemble: Ensemble) -> dict[nn.Parameter, tuple[float, str, float | None]]:
     trained = {parameter for parameter in ensemble.parameters() if parameter.requires_grad}
     own: dict[nn.Parameter, tuple[float, str, float | None]] = {}
-    for name, objective in ensemble.objectives.items():
-        for group in objective.parameter_groups():
+    owners: dict[str, Objective | Combiner] = {
+        **{f"plugin '{name}'": objective for name, objective in ensemble.objectives.items()},
+        f"combiner {type(ensemble.combiner).__name__}": ensemble.combiner,
+    }
+    for where, owner in owners.items():
+        for group in owner.parameter_groups():
             for parameter in group.parameters:
                 if parameter in own:
-                    raise PluginError(
-                        f"plugin '{name}': parameter_groups names a parameter twice; each may be in one group"
-                    )
+                    raise PluginError(f"{where}: parameter_groups names a parameter twice; each may be in one group")
                 if parameter not in trained:
-                    raise PluginError(
-                        f"plugin '{name}': parameter_groups names a parameter that is not trained in this run"
-                    )
+                    raise PluginError(f"{where}: parameter_groups names a parameter that is not trained in this run")
                 own[parameter] = (group.learning_rate_scale, group.schedule, group.weight_decay)
     return own
 

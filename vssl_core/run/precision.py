@@ -16,6 +16,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast | nullconte
 
 
 @contextmanager
+def in_full(device: torch.device) -> Iterator[None]:
+    """Where losses are combined, and perhaps differentiated: in float32, with a sound backward of what was in less."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    precision = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    with torch.autocast(device.type, enabled=False), sound_backward(device, precision):
+        yield
+
+
+@contextmanager
 def sound_backward(device: torch.device, precision: str) -> Iterator[None]:
     """Where gradients are computed: on a CPU, bfloat16 goes without oneDNN.
 

@@ -55,7 +55,7 @@ def _problems(terms: Terms, rows: int, trained: bool) -> Iterator[str]:
 def check_finite_terms(name: str, terms: Terms, slots: Slots, step: int) -> None:
     """On a CPU every loss is looked at; elsewhere that would make the device wait, and saving looks at them."""
     for term, loss in terms.losses.items():
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        if loss.is_cpu and not math.isfinite(loss.item()):
             raise NonFiniteError(f"step {step}: {name}/{term} = {loss.item()} ({seen(slots)}); {ADVICE}")
 
 

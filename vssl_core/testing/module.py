@@ -41,8 +41,13 @@ def documentation(plugin: Plugin) -> str | None:
 
 
 def imports(plugin: Plugin) -> str | None:
-    """A fresh interpreter that imports the plugin's module gets none of the heavy libraries with it."""
-    name = plugin.module.__name__
+    """A fresh interpreter that imports the plugin's module gets none of the heavy libraries with it.
+
+    But torch, where the class that is offered stands in this very module: what it derives from brings torch.
+    """
+    name = getattr(plugin.module, "__name__", type(plugin.module).__module__)  # an entry point may name an object
+    classes = (plugin.objective, plugin.evaluation, plugin.combiner, plugin.observer)
+    spared = {"torch"} if any(offered is not None and offered.__module__ == name for offered in classes) else set()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], env=environment, capture_output=True, text=True, timeout=300
@@ -50,7 +55,7 @@ def imports(plugin: Plugin) -> str | None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return f"'{name}' cannot be imported in a fresh interpreter ({last}); import what it needs itself"
-    brought = {module.partition(".")[0] for module in done.stdout.rpartition("imported:")[2].split()}
+    brought = {module.partition(".")[0] for module in done.stdout.rpartition("imported:")[2].split()} - spared
     heavy = [library for library in HEAVY if library in brought]
     if heavy:
         return f"importing '{name}' also imports {', '.join(heavy)}; import the classes inside its hook functions"

@@ -43,6 +43,7 @@ from vssl_core.nets.stages import stage_shapes
 from vssl_core.plugins import new_manager
 from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
+from vssl_multilevel.losses import compare, graph, together, towards
 from vssl_multilevel.objective import MultiLevel
 from vssl_multilevel.options import VARIANTS
 
@@ -248,6 +249,47 @@ def test_order_tells_that_motion_excitation_is_in_the_path():
     assert abs(seeing["order_mid"].item() - 0.5 * log(3)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["low", "mid"])
+def test_order_sets_each_half_against_its_own_map_played_backwards(name):
+    objective = build(changes=("reverse",)).eval()
+    batch, level, stage = batch_of(objective), objective._level(name), objective.stages[name]
+    shown = [view.features.stages[stage] for view in batch["clips"][:2]]
+    first, second = (level.rows("order", level.excite(level(maps))) for maps in shown)
+    turned = [level.rows("order", level.excite(level(maps.flip(2)))) for maps in shown]
+    losses = []
+    for own, changed in ((first, turned[0]), (second, turned[1])):
+        scores = torch.stack([(first * second).sum(1), (own * changed).sum(1)], dim=1) / 0.07
+        losses.append(F.cross_entropy(scores, torch.zeros(VIDEOS, dtype=torch.long)))
+    found = objective(batch).losses[f"order_{name}"] / objective.temporal_weights[name]
+    assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["combined", "instance", "semantic", "one_hot"])
+def test_levels_are_drawn_to_what_the_high_level_says(kind):
+    objective = build(graph=kind, queue=0, prototypes=2).eval()
+    batch = batch_of(objective)
+    shown = [view.features.stages for view in batch["clips"][:2]]
+
+    def rows(name: str, task: str) -> Tensor:
+        level = objective._level(name)
+        return torch.stack([level.rows(task, level.excite(level(maps[objective.stages[name]]))) for maps in shown], 1)
+
+    scores = [objective.prototypes(maps["stage4"].mean(dim=(2, 3, 4))) for maps in shown]
+    labels = (sinkhorn(scores[0]) + sinkhorn(scores[1])).argmax(dim=1)
+    assert 0 < labels.sum() < VIDEOS  # both prototypes are in use
+    high = compare(rows("high", "instance"), 0.07)
+    edges = {
+        "combined": graph(high, labels, 0.05, both=True),
+        "instance": graph(high, None, 0.05, both=True),
+        "semantic": (labels[:, None] == labels).float() / (labels[:, None] == labels).sum(dim=1, keepdim=True),
+        "one_hot": torch.eye(VIDEOS),
+    }[kind]
+    losses = objective(batch).losses
+    for name, weight in (("low", 0.3), ("mid", 0.5)):
+        wanted = weight * towards(together(compare(rows(name, "graph"), 0.07)), edges)
+        torch.testing.assert_close(losses[f"graph_{name}"], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_conventional_way_reads_clips_in_other_orders():
     objective = build(temporal="input", changes=("reverse",))
     batch = batch_of(objective)
@@ -262,6 +304,22 @@ def test_the_conventional_way_reads_clips_in_other_orders():
         scores = torch.stack([(first * second).sum(1), (own * changed).sum(1)], dim=1) / 0.07
         losses.append(F.cross_entropy(scores, torch.zeros(VIDEOS, dtype=torch.long)))
     assert objective(batch).losses["clip_order"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_what_can_be_learnt_by_the_heads_is_learnt():
+    objective = build()
+    batch, optimizer = batch_of(objective, alike=True), torch.optim.Adam(objective.parameters(), lr=3e-3)
+    history = []
+    for _ in range(25):
+        losses = objective(batch).losses
+        history.append({name: loss.item() for name, loss in losses.items()})
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        objective.prototypes.make_unit()
+    for name in ("instance", "semantic", "graph_low", "graph_mid", "order_mid"):
+        assert history[-1][name] < 0.2 * history[0][name], name
+    assert all(history[-1][name] < 0.95 * history[0][name] for name in ("order_low", "timestamp_low", "timestamp_mid"))
 
 
 def test_half_precision_around_it_keeps_losses_near():

@@ -19,6 +19,7 @@ from vssl_multilevel.losses import (
     graph,
     one_way,
     own,
+    recognised,
     swapped,
     together,
     towards,
@@ -60,8 +61,20 @@ def test_instances_are_told_apart_as_in_equation_2(videos, seed):
         for a in (0, 1)
     ]
     logits = compare(rows, TAU)
-    found = towards(together(logits), own(logits).double())
-    assert found.item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-9)
+    loss = towards(together(logits), own(logits).double())
+    assert loss.item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-9)
+
+
+@given(videos=st.integers(1, 6), seed=seeds)
+@quick
+def test_the_other_clip_is_found_where_no_single_clip_is_nearer(videos, seed):
+    rows = unit(videos, 2, 3, seed=seed)
+    wanted = []
+    for i in range(videos):
+        for a in (0, 1):
+            others = [float(rows[i, a] @ rows[j, b]) for j in range(videos) for b in (0, 1) if j != i]
+            wanted.append(float(rows[i, 0] @ rows[i, 1]) > max(others, default=-2))
+    assert recognised(compare(rows, TAU)).flatten().tolist() == wanted
 
 
 def slow_graph(rows: Tensor, labels: list[int] | None, threshold: float | None, both: bool) -> list[list[float]]:

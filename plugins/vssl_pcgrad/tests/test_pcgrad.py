@@ -187,20 +187,6 @@ def test_one_alone_and_losses_without_gradient_are_summed(on):
     assert total.item() == -1  # nothing shared is reached
 
 
-def test_half_precision_around_it_does_not_reach_the_projection():
-    """Equal to the last bit, and oneDNN is as it was."""
-    found = []
-    for inside in (False, True):
-        place = Place(0.3, -0.7, 0.1)
-        slopes = torch.tensor([[1.001, 0.2, 0.0], [-0.9, 0.503, 0.4]])
-        losses = {"a": (slopes[0] * place.x).sum(), "b": (slopes[1] * place.x).sum()}
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
-            total = build("a", "b")(losses, {"a": 1.0, "b": 1.0}, Shared((), place))
-        total.backward()
-        found.append(place.x.grad)
-    assert torch.equal(*found) and torch.backends.mkldnn.enabled
-
-
 FIRST, SECOND = 10, 12  # seeds of the two ranks, that draw different orders
 TWO_RANKS = """
 import sys

@@ -95,6 +95,14 @@ def test_an_objective_that_is_absent_keeps_its_variance():
     assert first.item() == 1.0 and second.item() != 1.0
 
 
+def test_log_variances_are_not_decayed():
+    """Decay would draw every factor to 1, whatever the loss."""
+    combiner = build("a", "b", initial=2.0)
+    (group,) = combiner.parameter_groups()
+    assert list(group.parameters) == list(combiner.log_variances)
+    assert (group.weight_decay, group.learning_rate_scale, group.schedule) == (0.0, 1.0, "run")
+
+
 def test_plugins_may_be_called_what_they_like():
     names = ("type", "train", "stand-in", "a.b")
     combiner = build(*names)
