@@ -20,7 +20,7 @@ SETTINGS = [
     "data.workers=1", "log.tensorboard=false", "device.kind=cpu", "checkpoint.every_steps=1000",
 ]  # fmt: skip
 JOB = ["launch.cpus_per_task=1", "launch.timeout_minutes=20", "launch.signal_seconds=60"]
-PATIENCE = 180  # seconds for what a busy machine does
+PATIENCE = 400  # seconds for what a busy machine does
 
 TROUBLE = '''
 """Makes a run slow, or fail at one step of one rank; changes nothing of what it learns."""
