@@ -14,6 +14,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,15 @@ def test_a_signal_saves_and_leaves(tmp_path: Path, number: int, code: int, step:
     assert rest.heard.count("epoch_start 0") == 0 and rest.heard.count("epoch_end 1") == 1
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
     """As ever."""
 
@@ -488,6 +498,9 @@ def test_whatever_ends_a_run_its_workers_end_with_it(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         train(tmp_path, {"colour": Colour, "stop": StopAt(2)}, data={"workers": 2})
     assert not multiprocessing.active_children()
+    until = time.monotonic() + 10
+    while threading.active_count() > 2 and time.monotonic() < until:
+        time.sleep(0.05)  # they have been told to end
     assert threading.active_count() <= 2
 
 
