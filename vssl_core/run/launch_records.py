@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vssl_core.run.files import write_json
+from vssl_core.run.files import read_json, write_json
 
 FOLDER = "launch"  # below the run's folder
 CHECKPOINT = "checkpoint.pt"  # beside it
@@ -30,7 +30,7 @@ class Submitted:
 
 def submitted(launched: Path) -> Submitted | None:
     """The last job of a run; None where it never was launched."""
-    values = _read(launched / "job.json")
+    values = read_json(launched / "job.json")
     return Submitted(**values) if isinstance(values, dict) else None
 
 
@@ -90,14 +90,7 @@ def note_failure(launched: Path, job: str, restart: int, rank: int, error: str) 
 
 def failures_of(launched: Path, job: str) -> list[dict[str, Any]]:
     """The failures of a job's last start that had any, by rank."""
-    found = [_read(path) for path in launched.glob(f"{job}_*_failure.json")]
+    found = [read_json(path) for path in launched.glob(f"{job}_*_failure.json")]
     whole = [failure for failure in found if isinstance(failure, dict)]
     last = max((failure["restart"] for failure in whole), default=0)
     return sorted((failure for failure in whole if failure["restart"] == last), key=lambda failure: failure["rank"])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -15,7 +15,7 @@ from vssl_core.config import RunConfig
 from vssl_core.plain import to_tree
 from vssl_core.run import launch_records as records
 from vssl_core.run import slurm
-from vssl_core.run.files import write_json
+from vssl_core.run.files import read_json, write_json
 from vssl_core.run.launch import check
 from vssl_core.run.launch_array import Element, launch_array
 from vssl_core.run.launch_records import Submitted
@@ -76,7 +76,7 @@ class OnCluster:
 
     def _take_up(self) -> None:
         """Watch what is in the queue since somebody watched before us."""
-        known = _read(self.place / JOBS)
+        known = read_json(self.place / JOBS) or {}
         states = slurm.states_of({job for jobs in known.values() for job in jobs.values()})
         alive = {job for job, state in states.items() if not state.over}
         for run in list(self.waiting):
@@ -92,8 +92,8 @@ class OnCluster:
                 save_untrained(run.cell.with_seed(run.seed), run.folder)
         train = [run for run in self.waiting if not run.trained]
         only_evaluate = [run for run in self.waiting if run.trained]
-        for run in train:
-            check(run.cell.config, "slurm")  # all, before the first is in the queue
+        for cell in dict.fromkeys(run.cell for run in train):
+            check(cell.config, "slurm")  # all, before the first is in the queue
         for runs in _alike(train):
             self._remember(runs, "train", self._array("train", runs, None))
             array = self._jobs[runs[0]]["train"].partition("_")[0]
@@ -120,7 +120,7 @@ class OnCluster:
         """Keep the jobs at once: whoever comes after us must not submit them again."""
         for run, job in zip(runs, jobs, strict=False):  # none where nothing is evaluated
             self._jobs.setdefault(run, {})[what] = job.job
-        known = _read(self.place / JOBS) | {run.name: given for run, given in self._jobs.items()}
+        known = (read_json(self.place / JOBS) or {}) | {run.name: given for run, given in self._jobs.items()}
         write_json(self.place / JOBS, known)
 
     # Watching ---------------------------------------------------------------------------------------------------------
@@ -180,10 +180,3 @@ def _words(what: str, run: SweepRun) -> tuple[Any, ...]:
         return str(run.folder.resolve()), to_tree(run.cell.with_seed(run.seed))
     missing = run.missing
     return str(run.folder.resolve()), ",".join(missing), run.sweep.evaluation_overrides(missing)
-
-
-def _read(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing was submitted yet
-        return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 from vssl_core.config import Section, differences
 from vssl_core.errors import ConfigError
 from vssl_core.plain import build, flatten, read_yaml, to_tree, to_yaml
-from vssl_core.run.files import explained, is_leftover, write_atomically, write_json
+from vssl_core.run.files import explained, is_leftover, read_json, write_atomically, write_json
 from vssl_core.run.folder import CONFIG, read_run
 from vssl_core.run.sweep import Cell, Sweep
 from vssl_core.run.untrained import save_untrained
@@ -57,12 +56,12 @@ class SweepRun:
     def trained(self) -> bool:
         """Whether the weights of the last epoch are there."""
         epochs = self.cell.config.epochs if self.cell.trains else 0
-        card = _read_json(self.folder / CARD)
+        card = read_json(self.folder / CARD)
         return (self.folder / WEIGHTS).exists() and card is not None and card["epochs"] >= epochs
 
     def result(self, evaluation: str) -> dict[str, Any] | None:
         """What an evaluation of the present weights found, or None."""
-        found = _read_json(self.folder / "evaluations" / f"{evaluation}.json")
+        found = read_json(self.folder / "evaluations" / f"{evaluation}.json")
         if found is None or found["hashes"]["weights"] != _digest(self.folder / WEIGHTS):
             return None
         return found
@@ -85,7 +84,7 @@ class SweepRun:
     @property
     def failure(self) -> str | None:
         """The sentence that the run failed with."""
-        found = _read_json(self.beside("failed.json"))
+        found = read_json(self.beside("failed.json"))
         return None if found is None else f"{found['command']}: {found['error']}"
 
     @property
@@ -124,13 +123,6 @@ class SweepRun:
 def runs_of(sweep: Sweep, place: Path) -> list[SweepRun]:
     """All runs, the first seed of every cell first, so that an early table has every row."""
     return [SweepRun(sweep, cell, seed, place) for seed in sweep.seeds for cell in sweep.cells]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or not whole
-        return None
 
 
 def _digest(path: Path) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from vssl_core.run.files import write_atomically
+from vssl_core.run.files import csv_text, write_atomically
 from vssl_core.run.table import NEAR, Entry, Table, deviation
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def as_csv(table: Table) -> str:
     for cell in table.sweep.cells:
         numbers = (found.get(cell.name) for _, found in fields)
         rows.append([cell.name, " ".join(cell.config.plugins), *map(_figure, numbers)])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def significance(table: Table) -> str:
@@ -62,17 +60,11 @@ def significance(table: Table) -> str:
             for (one, other), found in column.differences.items():
                 numbers = (found.mean, found.low, found.high, found.p, found.seeds, found.videos)
                 rows.append([column.title, one, other, *map(_figure, numbers)])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _figure(number: float | None) -> str:
     return "" if number is None else f"{number:.6g}"
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def latex(table: Table) -> str:
