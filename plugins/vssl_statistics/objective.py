@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -143,7 +141,7 @@ class Statistics(Objective):
     def _check_method(self, where: str) -> None:
         if self.config.flow is None or self.config.method is None:
             return
-        found = json.loads(Path(self.config.flow, "flow.json").read_text(encoding="utf-8"))["method"]
+        found = self.flow.computed_by
         if found != self.config.method:
             raise ConfigError(
                 f"{where}: method is {self.config.method}, and the flow in {self.config.flow} was computed by {found}; "

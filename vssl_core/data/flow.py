@@ -43,6 +43,11 @@ class Flow:
         """Whether whole frames are looked at."""
         return self.folder is None
 
+    @property
+    def computed_by(self) -> str:
+        """The method that it is, or was, computed by."""
+        return self.method if self.folder is None else _store(self.folder).settings.method
+
     def check(self, where: str, stride: int) -> None:
         """Raise a `UserError` where flow cannot be had: not computed, or not from what lies ahead, for this stride."""
         if self.method not in METHODS:
