@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from slurm.cluster import Cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported here or in any process that a test starts
 
@@ -48,6 +54,25 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, env=environment, cwd=place, stdout=output, stderr=subprocess.STDOUT)
     assert done.returncode == 0, (place / "output.txt").read_text()
     return place / "run"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A real Slurm of two virtual nodes, one for each file; tests skip only where none can be installed."""
+    from slurm.cluster import Cluster, NoCluster, install
+
+    place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
+    there = None
+    try:
+        install()
+        there = Cluster(place)
+        yield there.start()
+    except NoCluster as reason:
+        pytest.skip(str(reason))
+    finally:
+        if there is not None:
+            there.stop()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from vssl_core import (
     Terms,
     Videos,
     hookimpl,
+    testing,
 )
 from vssl_core.config import RunConfig
 from vssl_core.plugins import Plugin, load, new_manager, register
@@ -36,6 +38,7 @@ from vssl_core.run.folder import open_run
 
 VIDEOS, FRAMES, HEIGHT, WIDTH = 12, 24, 48, 64
 BATCH, STEPS = 4, 3  # videos in a step, steps in an epoch
+PLACE = "VSSL_TEST_VIDEOS"  # in the environment: where the videos lie
 SETTINGS: dict[str, Any] = {
     "clip": {"frames": 4, "size": 16},
     "data": {"source": "folder", "workers": 0},
@@ -53,11 +56,23 @@ SETTINGS: dict[str, Any] = {
 
 @cache
 def videos_folder() -> Path:
-    """train/left, train/right (six videos each) and test/left, test/right (two each); removed when the process ends."""
+    """train/left, train/right (six videos each) and test/left, test/right (two each); removed when the process ends.
+
+    Processes that this one starts read the same.
+    """
+    if PLACE in os.environ:
+        return Path(os.environ[PLACE])
     place = Path(tempfile.mkdtemp(prefix="vssl-small-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     write_videos(place)
+    os.environ[PLACE] = str(place)
     return place
+
+
+def on_ranks(ranks: int, job: Callable[..., Any], limit: float = 300, /, **arguments: Any) -> list[Any]:
+    """What each rank got from a function of a test file, given plain values; all read the same small videos."""
+    videos_folder()
+    return testing.on_ranks(ranks, job, limit, **arguments)
 
 
 def write_videos(place: Path) -> None:

@@ -366,16 +366,16 @@ def test_it_needs_no_test_runner_and_is_imported_at_no_cost():
 
 
 def test_two_ranks_serve_all_checks_and_come_back_after_a_failure(broken):
-    from vssl_core.testing.ranks import _pool
+    from vssl_core.testing.ranks import pool
 
     def ranks(check):
         return check == "ranks"
 
     sound, wrong = broken(), broken(LOSS, "from vssl_core import world_size; assert world_size() == 1\n        " + LOSS)
     assert failures(sound, {}, only=ranks)[0] == {}
-    first = [process.pid for process in _pool().processes]
+    first = [process.pid for process in pool().processes]
     assert failures(sound, {}, only=ranks)[0] == {}
-    assert [process.pid for process in _pool().processes] == first
+    assert [process.pid for process in pool().processes] == first
     assert re.search("rank [01] of 2: .*AssertionError", failures(wrong, {}, only=ranks)[0]["ranks"])
     assert failures(sound, {}, only=ranks)[0] == {}
 

@@ -1,7 +1,5 @@
 """The contracts carry what is still to come: a miniature objective for each unusual need, trained, resumed, and on
 two ranks.
-
-The file is also the program that each of the two processes runs.
 """
 
 from __future__ import annotations
@@ -9,11 +7,8 @@ from __future__ import annotations
 import atexit
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +17,19 @@ import numpy as np
 import pytest
 import rich.style  # noqa: F401 - draws from the global generator when it is first imported
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from small_runs import BATCH, STEPS, VIDEOS, Stop, StopAt, Watch, assert_equal, open_small, splits, videos_folder
+from small_runs import (
+    BATCH,
+    STEPS,
+    VIDEOS,
+    Stop,
+    StopAt,
+    Watch,
+    assert_equal,
+    on_ranks,
+    open_small,
+    splits,
+)
 from torch import Tensor, nn
 
 from vssl_core import ANY, Batch, Context, Halves, Measure, Objective, Request, Run, Terms, hookimpl, mean
@@ -382,13 +387,13 @@ def test_a_neighbour_reads_two_of_three_clips() -> None:
 
 
 @every_case
-def test_two_ranks_equal_one(case: str, two_ranks: dict[str, Any]) -> None:
+def test_two_ranks_equal_one(case: str, two_ranks: list[dict[str, Any]]) -> None:
     """Losses, averaged gradients, buffers and kept rows of the first steps, within 1e-4.
 
     And both ranks hold the same.
     """
     _, recorder, _ = unbroken(case)
-    ranks = [two_ranks[f"{case}.{rank}"] for rank in range(RANKS)]
+    ranks = [recorded[case] for recorded in two_ranks]
     assert_equal(ranks[0]["buffers"], ranks[1]["buffers"])
     assert_equal(ranks[0]["kept"], ranks[1]["kept"])
     for step, losses in enumerate(ranks[0]["losses"]):
@@ -411,52 +416,28 @@ def close(left: Mapping[str, Any], right: Mapping[str, Any], where: str) -> None
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """{'case.rank': what it recorded} of all cases, trained by one pair of processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, __file__, str(folder), str(videos_folder())]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [process.communicate(timeout=280)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
-    yield {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """{case: what a rank recorded} of all cases, for each of the ranks."""
+    return on_ranks(RANKS, all_cases, folder=str(tmp_path_factory.mktemp("ranks")))
 
 
-def as_rank(folder: Path, videos: Path, number: int) -> None:
+def all_cases(folder: str) -> dict[str, Any]:
     """Train every case as one of the ranks, for the first steps."""
-    import small_runs
-
-    small_runs.videos_folder = lambda: videos
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=RANKS, timeout=timedelta(seconds=120)
-    )
+    recorded = {}
     for case in CASES:
         seed_process(0)
         recorder = Recorder()
-        run = opened(case, folder / case, recorder=recorder, stop=StopAt(RANK_STEPS, save=False))
+        run = opened(case, Path(folder) / case, recorder=recorder, stop=StopAt(RANK_STEPS, save=False))
         try:
             run.train()
         except Stop:
             pass
         reports = recorder.reports
-        torch.save(
-            {
-                "losses": recorder.losses,
-                "gradients": recorder.gradients,
-                "buffers": dict(run.ensemble.named_buffers()),
-                "index": [report.index for report in reports],
-                "kept": [dict(report.kept) for report in reports],
-            },
-            folder / f"{case}.{number}.pt",
-        )
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    as_rank(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+        recorded[case] = {
+            "losses": recorder.losses,
+            "gradients": recorder.gradients,
+            "buffers": dict(run.ensemble.named_buffers()),
+            "index": [report.index for report in reports],
+            "kept": [dict(report.kept) for report in reports],
+        }
+    return recorded

@@ -1,24 +1,17 @@
-"""What ranks exchange, and batch normalisation over them: two real gloo processes against one, for the whole file.
-
-The file is also the program that each of the two processes runs: it reads names of jobs and writes what they gave.
-"""
+"""What ranks exchange, and batch normalisation over them: two real gloo processes against one,."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vssl_core import distributed
 from vssl_core.nets.batchnorm import SyncBatchNorm, still, synchronise
+from vssl_core.testing import on_ranks
 
 RANKS = 2
 UNEVEN = (slice(0, 3), slice(3, 8))  # rank 0 has three rows, rank 1 has five
@@ -159,57 +152,15 @@ def job_batch_norm_modes(rank: int) -> Any:
 JOBS: dict[str, Job] = {name[4:]: job for name, job in list(globals().items()) if name.startswith("job_")}
 
 
-# The two processes ----------------------------------------------------------------------------------------------------
-
-
-def serve(rank: int, folder: Path) -> None:
-    """Do jobs by name until the input ends; answers lie in `folder`."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
-    for line in sys.stdin:
-        torch.save(JOBS[line.strip()](rank), folder / f"{line.strip()}.{rank}")
-        print("done", flush=True)
-    dist.destroy_process_group()
-
-
-class Ranks:
-    """Two processes that stay for the whole file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, str(rank), str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(RANKS)
-        ]
-
-    def __call__(self, job: str) -> list[Any]:
-        """What each rank answered, in the order of ranks."""
-        for process in self.processes:
-            process.stdin.write(f"{job}\n")
-            process.stdin.flush()
-        said = [process.stdout.readline() for process in self.processes]
-        assert said == ["done\n"] * RANKS, f"job '{job}' failed on a rank; its traceback is in the captured errors"
-        return [torch.load(self.folder / f"{job}.{rank}", weights_only=True) for rank in range(RANKS)]
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.stdin.close()
-        for process in self.processes:
-            process.wait(timeout=30)
-            process.stdout.close()
-
-
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    both = Ranks(tmp_path_factory.mktemp("ranks"))
-    yield both
-    both.close()
+def ranks() -> Callable[[str], list[Any]]:
+    """ranks(job) is what each rank answered."""
+    return lambda job: on_ranks(RANKS, answer, job=job)
+
+
+def answer(job: str) -> Any:
+    """Do a job as one of the ranks."""
+    return JOBS[job](distributed.rank())
 
 
 # Exchanges ------------------------------------------------------------------------------------------------------------
@@ -362,7 +313,3 @@ def test_still_lets_go_after_an_error_and_leaves_those_at_rest():
         assert not moving.track_running_stats
         raise RuntimeError
     assert moving.track_running_stats and not resting.track_running_stats
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), Path(sys.argv[2]))

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_pool import on_ranks
-from small_runs import Stop, StopAt, open_small
+from small_runs import Stop, StopAt, on_ranks, open_small
 from test_ranks_many import LATER, TOGETHER, Sees, apart, listed
 from test_resume import PATIENCE, STEPS, command, finish, logged, ranks, start, stop_at
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from vssl_core.run import checkpoint
 from vssl_core.run.weights import WEIGHTS, read_weights
 from vssl_core.testing.recording import smooth
 
-HERE = "test_elastic"
 VIDEOS, IN_EPOCH, WHOLE = 19, 2, 4  # two steps of 8 in each of two epochs; the rest of 3 makes none
 MOVES = 1e-2  # of what weights move in three small steps: a hundredth of which is lost in float32 weights of size one
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -82,7 +80,7 @@ def journey(folder: Path, plugins: Sequence[str], legs: Sequence[tuple[int, int]
     """The steps of a run that goes (ranks, up to this step) by (ranks, up to this step), as the first rank saw them."""
     steps: list[Any] = []
     for count, until in legs:
-        told = on_ranks(count, f"{HERE}:goes_on", folder=str(folder), plugins=list(plugins), stop=until)
+        told = on_ranks(count, goes_on, folder=str(folder), plugins=list(plugins), stop=until)
         assert not isinstance(told[0], str), told[0]
         steps += told[0]
     return steps
@@ -145,24 +143,24 @@ def test_a_run_may_change_its_ranks_at_every_step(tmp_path: Path) -> None:
 def test_ranks_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
     """With those that do; what is saved is left alone, and goes on with them."""
     told = {"folder": str(tmp_path / "run"), "plugins": ["looks"], "batch_size": 3}
-    on_ranks(1, f"{HERE}:goes_on", stop=1, **told)
+    on_ranks(1, goes_on, stop=1, **told)
     before = (tmp_path / "run" / checkpoint.NAME).read_bytes()
-    refused = on_ranks(2, f"{HERE}:goes_on", **told)
+    refused = on_ranks(2, goes_on, **told)
     assert refused[0] == refused[1]
     assert refused[0] == (
         "ConfigError: batch_size: 3 cannot be divided over 2 ranks and 1 microbatches; "
         "go on with another number of ranks (1, 3)"
     )
     assert (tmp_path / "run" / checkpoint.NAME).read_bytes() == before
-    (last,) = on_ranks(1, f"{HERE}:goes_on", **told)
+    (last,) = on_ranks(1, goes_on, **told)
     assert len(last) == 2 * (VIDEOS // 3) - 1
 
 
 def test_another_batch_is_another_run(tmp_path: Path) -> None:
     """The global batch stays: fewer ranks with their old share of it would be another training."""
     told = {"folder": str(tmp_path / "run"), "plugins": ["looks"]}
-    on_ranks(2, f"{HERE}:goes_on", stop=1, **told)
-    (refused,) = on_ranks(1, f"{HERE}:goes_on", batch_size=4, **told)
+    on_ranks(2, goes_on, stop=1, **told)
+    (refused,) = on_ranks(1, goes_on, batch_size=4, **told)
     assert refused.startswith("ConfigError: --run") and "batch_size" in refused
 
 
@@ -189,8 +187,8 @@ def bank(path: str, moves: bool) -> Any:
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_a_bank_in_shares_survives_other_ranks(tmp_path: Path, before: int, after: int) -> None:
     """All rows are saved, whoever held them, and each rank takes its new share."""
-    saved = on_ranks(before, f"{HERE}:bank", path=str(tmp_path / "bank"), moves=True)
-    for answers, rows in on_ranks(after, f"{HERE}:bank", path=str(tmp_path / "bank"), moves=False):
+    saved = on_ranks(before, bank, path=str(tmp_path / "bank"), moves=True)
+    for answers, rows in on_ranks(after, bank, path=str(tmp_path / "bank"), moves=False):
         assert torch.equal(rows, saved[0][1])
         torch.testing.assert_close(answers, saved[0][0], rtol=1e-5, atol=1e-6)
 

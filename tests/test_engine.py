@@ -46,6 +46,7 @@ from vssl_core import (
     Shared,
     Strides,
     Terms,
+    gather,
     hookimpl,
 )
 from vssl_core.run.terms import NonFiniteError, ObjectiveError
@@ -980,6 +981,26 @@ def test_an_extraction_lists_what_cannot_be_read(tmp_path: Path) -> None:
     assert found["unreadable"] == [2, 7]
     assert found["index"].tolist() == [number for number in range(VIDEOS) if number not in (2, 7)]
     assert len(found["rows"]) == VIDEOS - 2
+
+
+def test_an_extraction_exchanges_nothing(tmp_path: Path) -> None:
+    """On two ranks each would wait for the other for ever, so one alone refuses it already; the run goes on."""
+    run = open_small(tmp_path, {"colour": Colour})
+    with pytest.raises(PluginError, match="run.extract: encode exchanges something with other ranks"):
+        run.extract(Request(), lambda batch: {"index": gather(batch.index)})
+    run.train()
+
+
+def test_an_order_is_decided_without_other_ranks(tmp_path: Path) -> None:
+    """Only the first is asked: what needs all is told where it belongs."""
+
+    class Extracts:
+        @hookimpl
+        def vssl_epoch_order(self, run: Run) -> Any:
+            return run.extract(Request(), features)["index"].tolist()
+
+    with pytest.raises(PluginError, match="plugin 'extracts': vssl_epoch_order .* do that in vssl_epoch_start"):
+        train(tmp_path, {"colour": Colour, "extracts": Extracts()})
 
 
 def test_an_extraction_needs_a_row_for_each_video(tmp_path: Path) -> None:

@@ -1,17 +1,11 @@
-"""The engine on two ranks: what one of them alone meets, all of them act on; and what is written is written once.
-
-The file is also the program that each of the two processes runs.
-"""
+"""The engine on two ranks: what one of them alone meets, all of them act on; and what is written is written once."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +13,20 @@ import pytest
 import small_runs
 import torch
 import torch.distributed as dist
-from small_runs import BATCH, STEPS, VIDEOS, Colour, Stop, StopAt, Watch, assert_equal, open_small, train, with_broken
+from small_runs import (
+    BATCH,
+    STEPS,
+    VIDEOS,
+    Colour,
+    Stop,
+    StopAt,
+    Watch,
+    assert_equal,
+    on_ranks,
+    open_small,
+    train,
+    with_broken,
+)
 from torch import Tensor, nn
 
 from vssl_core import Batch, Context, Objective, Request, Run, Terms, VsslError, hookimpl, rank
@@ -253,30 +260,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path, videos: Path) -> Iterator[dict[str, list[Any]]]:
-    """{job: what each rank gave}; one pair of processes for the whole file."""
-    command = [sys.executable, __file__, str(folder), str(videos), str(small_runs.videos_folder())]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(number)], **pipes) for number in range(RANKS)]
-    try:
-        outputs = [process.communicate(timeout=280)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    yield {name: [torch.load(folder / f"{name}.{number}.pt") for number in range(RANKS)] for name in JOBS}
+def ranks(folder: Path, videos: Path) -> dict[str, list[Any]]:
+    """{job: what each rank gave}."""
+    both = on_ranks(RANKS, all_jobs, folder=str(folder), videos=str(videos))
+    return {name: [given[name] for given in both] for name in JOBS}
 
 
-def as_rank(folder: Path, videos: Path, small: Path, number: int) -> None:
-    """Run every job as one of the ranks."""
-    small_runs.videos_folder = lambda: small
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=RANKS, timeout=timedelta(seconds=120)
-    )
+def all_jobs(folder: str, videos: str) -> dict[str, Any]:
+    """What every job gives, as one of the ranks."""
+    given = {}
     for name, job in JOBS.items():
-        torch.save(job(folder / name / "run", videos), folder / f"{name}.{number}.pt")
+        given[name] = job(Path(folder) / name / "run", Path(videos))
         dist.barrier()
-    dist.destroy_process_group()
+    return given
 
 
 # What must hold -------------------------------------------------------------------------------------------------------
@@ -381,7 +377,3 @@ def test_two_ranks_resume_bit_for_bit(ranks: dict[str, list[Any]]) -> None:
     assert_equal(first, second)
     assert_equal(first["resumed"], first["whole"])
     assert first["heard"][:2] == ["run_start", "backward_end 4"]
-
-
-if __name__ == "__main__":
-    as_rank(*map(Path, sys.argv[1:4]), int(sys.argv[4]))

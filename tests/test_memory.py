@@ -1,28 +1,25 @@
-"""The memory bank against plain loops, spread over two real ranks, and refused where it does not fit.
-
-The file is also the program of one rank.
-"""
+"""The memory bank against plain loops, spread over two real ranks, and refused where it does not fit."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from copy import deepcopy
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor, nn
 
+from vssl_core.distributed import rank, world_size
 from vssl_core.errors import CheckpointError, ConfigError
 from vssl_core.nets.memory import MemoryBank, ShardedMemoryBank, averaged, free_bytes, random_rows
 from vssl_core.run.checkpoint import restore_module
+from vssl_core.testing import on_ranks
 
 KINDS = [MemoryBank, ShardedMemoryBank]
 PLACES, WIDTH, QUERIES, SEEN = 23, 6, 8, 5  # 23 rows cannot be shared evenly by two ranks
@@ -224,12 +221,14 @@ def answers(number: int, world: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def both() -> list[dict[str, Any]]:
     """What each of two ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    ranks = [subprocess.Popen([sys.executable, __file__, str(number), str(folder)]) for number in range(2)]
-    assert [process.wait(timeout=200) for process in ranks] == [0, 0]
-    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+    return on_ranks(2, on_this_rank)
+
+
+def on_this_rank() -> dict[str, Any]:
+    """What each of them does."""
+    return answers(rank(), world_size())
 
 
 def test_a_bank_that_is_spread_gives_what_a_whole_one_gives(both: list[dict[str, Any]]) -> None:
@@ -240,15 +239,3 @@ def test_a_bank_that_is_spread_gives_what_a_whole_one_gives(both: list[dict[str,
         for each in both:
             assert torch.equal(each[f"{kind}/rows"], alone[f"{kind}/rows"])
     assert [each["held"] for each in both] == [12, 11] and alone["held"] == PLACES
-
-
-def main(number: int, folder: Path) -> None:
-    """One of two ranks."""
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=timedelta(seconds=120))
-    torch.save(answers(number, 2), folder / f"{number}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,23 +1,20 @@
-"""Shuffled batch norm, Sinkhorn and k-means on two real ranks. The file is also the program of one of them."""
+"""Shuffled batch norm, Sinkhorn and k-means on two real ranks."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from vssl_core.distributed import rank, world_size
 from vssl_core.errors import DataError
 from vssl_core.nets.batchnorm import synchronise
 from vssl_core.nets.clustering import kmeans
 from vssl_core.nets.shuffle import keeps_to_its_rank, shuffled, trade
 from vssl_core.nets.sinkhorn import sinkhorn
+from vssl_core.testing import on_ranks
 from vssl_core.views import Batch
 from vssl_core.windows import Sample
 
@@ -26,10 +23,10 @@ pytest.importorskip("faiss", reason="needs faiss: pip install 'vssl[cpu]'")
 ROWS = 12  # over all ranks
 
 
-def batch_of(rank: int, world: int) -> Batch:
+def batch_of(number: int, world: int) -> Batch:
     """A batch with this rank's share of the samples."""
     share = ROWS // world
-    index = torch.arange(rank * share, (rank + 1) * share)
+    index = torch.arange(number * share, (number + 1) * share)
     samples = [Sample(0, 0, 0, video) for video in index.tolist()]
     return Batch("some", {}, index, samples, epoch=0, progress=0.0, encode=lambda clip: None)
 
@@ -55,10 +52,10 @@ class Net(nn.Module):
         return self.norm(clip.flatten(1))
 
 
-def answers(rank: int, world: int) -> dict[str, Any]:
+def answers(number: int, world: int) -> dict[str, Any]:
     """What one rank finds."""
-    share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
-    own, batch, net = clips()[share], batch_of(rank, world), Net()
+    share = slice(number * ROWS // world, (number + 1) * ROWS // world)
+    own, batch, net = clips()[share], batch_of(number, world), Net()
     order = torch.arange(ROWS).flip(0).view(3, 4).T.reshape(-1)
     found: dict[str, Any] = {
         "traded": trade(own, order) if world > 1 else own[order],
@@ -68,22 +65,24 @@ def answers(rank: int, world: int) -> dict[str, Any]:
         "plain": Net()(own),
         "synchronised": shuffled(both := synchronise(Net()), own, batch, both),
         "sinkhorn": sinkhorn(own.flatten(1)[:, :5] / 20, others=torch.linspace(-0.5, 0.5, 35).view(7, 5)),
-        "centroids": kmeans(clips().flatten(1) + rank, 3, restarts=2).centroids,  # only rank 0's rows count
+        "centroids": kmeans(clips().flatten(1) + number, 3, restarts=2).centroids,  # only rank 0's rows count
     }
     try:
-        kmeans(clips().flatten(1) if rank else clips().flatten(1)[:2], 3)
+        kmeans(clips().flatten(1) if number else clips().flatten(1)[:2], 3)
     except DataError as error:
         found["error"] = str(error)
     return found
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def told() -> list[dict[str, Any]]:
     """What each of two ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = [subprocess.Popen([sys.executable, __file__, str(folder), str(rank)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    return [torch.load(folder / f"answer.{rank}", weights_only=True) for rank in range(2)]
+    return on_ranks(2, on_this_rank)
+
+
+def on_this_rank() -> dict[str, Any]:
+    """What each of them does."""
+    return answers(rank(), world_size())
 
 
 def whole(told: list[dict[str, Any]], name: str) -> Tensor:
@@ -99,14 +98,14 @@ def test_rows_trade_places_and_come_back(told: list[dict[str, Any]]) -> None:
 
 def test_batch_norm_sees_rows_of_both_ranks(told: list[dict[str, Any]]) -> None:
     """Each rank normalises rows that are not its own, and every row once; the result is not that of its own batch."""
-    for rank, found in enumerate(told):
+    for number, found in enumerate(told):
         places = [int((clips() == row).flatten(1).all(dim=1).nonzero()) for row in found["seen"]]
         assert {place // (ROWS // 2) for place in places} == {0, 1}
         net = Net()
         rows = {place: row for place, row in zip(places, net(found["seen"]), strict=True)}
         for place, row in rows.items():
             torch.testing.assert_close(whole(told, "normed")[place], row)
-        assert not torch.allclose(found["normed"], found["plain"], atol=1e-3), rank
+        assert not torch.allclose(found["normed"], found["plain"], atol=1e-3), number
 
 
 def test_nothing_is_traded_where_batch_norm_spans_ranks(told: list[dict[str, Any]]) -> None:
@@ -125,12 +124,3 @@ def test_clusters_are_rank_0s_on_every_rank(told: list[dict[str, Any]]) -> None:
 
 def test_what_fails_on_rank_0_is_told_to_all(told: list[dict[str, Any]]) -> None:
     assert told[0]["error"] == told[1]["error"] and "2 videos cannot form 3 clusters" in told[0]["error"]
-
-
-if __name__ == "__main__":
-    place, number = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(place / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=timedelta(seconds=60))
-    torch.save(answers(number, 2), place / f"answer.{number}")
-    dist.destroy_process_group()

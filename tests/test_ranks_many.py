@@ -27,8 +27,7 @@ import pytest
 import small_runs
 import torch
 import torch.nn.functional as F
-from rank_pool import on_ranks
-from small_runs import assert_equal, open_small, with_broken
+from small_runs import assert_equal, on_ranks, open_small, with_broken
 from torch import Tensor, nn
 
 from vssl_core import Batch, Context, Measure, Objective, Request, Splits, Terms, Videos, VsslError, hookimpl, rank
@@ -182,8 +181,8 @@ def compare(tmp_path: Path, label: str, ranks: int, **changes: Any) -> tuple[lis
     """What one rank saw, and what each of several did."""
     name, options = OBJECTIVES.get(label, (label, {}))
     told = {"name": name, "options": options, "videos": UNEVEN, "changes": changes}
-    (alone,) = on_ranks(1, "test_ranks_many:trained", folder=str(tmp_path / "one"), **told)
-    return alone, on_ranks(ranks, "test_ranks_many:trained", folder=str(tmp_path / "many"), **told)
+    (alone,) = on_ranks(1, trained, folder=str(tmp_path / "one"), **told)
+    return alone, on_ranks(ranks, trained, folder=str(tmp_path / "many"), **told)
 
 
 # Every objective ------------------------------------------------------------------------------------------------------
@@ -254,8 +253,8 @@ def test_an_evaluation_is_that_of_one_rank(ranks: int, videos: int, tests: int) 
     Features are equal but for 1e-5: nothing but the size of a batch tells them apart.
     """
     told = {"videos": videos, "tests": tests}
-    (alone,) = on_ranks(1, "test_ranks_many:evaluated", **told)
-    for found in on_ranks(ranks, "test_ranks_many:evaluated", HARD_LIMIT, **told):
+    (alone,) = on_ranks(1, evaluated, **told)
+    for found in on_ranks(ranks, evaluated, HARD_LIMIT, **told):
         assert found["paths"] == alone["paths"]
         assert len(found["paths"]["train"]) == videos and len(found["paths"]["test"]) == tests
         for name, rows in alone["vectors"].items():
@@ -302,8 +301,8 @@ def test_a_rank_whose_videos_are_all_bad_does_not_stop_the_others(tmp_path: Path
     place = with_broken(tmp_path, broken).train.root
     told = {"place": place, "plugins": CLUSTERING}
     changes = {"batch_size": 4, "data": {"workers": workers, "max_bad_fraction": 1.0}}
-    (alone,) = on_ranks(1, "test_ranks_many:starved", folder=str(tmp_path / "one"), changes=changes, **told)
-    both = on_ranks(2, "test_ranks_many:starved", HARD_LIMIT, folder=str(tmp_path / "two"), changes=changes, **told)
+    (alone,) = on_ranks(1, starved, folder=str(tmp_path / "one"), changes=changes, **told)
+    both = on_ranks(2, starved, HARD_LIMIT, folder=str(tmp_path / "two"), changes=changes, **told)
     assert len(alone["steps"]) == 6 and not alone["told"]
     for found in both:
         assert not found["told"] and found["met"] == alone["met"]
@@ -327,7 +326,7 @@ def test_what_one_rank_alone_cannot_read_is_said_by_all(tmp_path: Path) -> None:
     told = {"place": place, "plugins": {"local": {}}}
     seed = next(seed for seed in range(1000) if 0 not in tried(seed))
     changes = {"batch_size": 2, "seed": seed}
-    both = on_ranks(2, "test_ranks_many:starved", HARD_LIMIT, folder=str(tmp_path / "two"), changes=changes, **told)
+    both = on_ranks(2, starved, HARD_LIMIT, folder=str(tmp_path / "two"), changes=changes, **told)
     assert both[0]["told"] == both[1]["told"]
     assert both[0]["told"].startswith("DataError: data: none of the") and not both[0]["steps"]
     listed = (tmp_path / "two" / "skipped.jsonl").read_text().splitlines()
@@ -367,11 +366,11 @@ def broken_extraction(folder: str) -> str:
 def test_a_loader_that_breaks_on_one_rank_ends_all(tmp_path: Path) -> None:
     """An error that nobody foresaw, in the loader of the second rank alone."""
     division = "ZeroDivisionError: division by zero"
-    both = on_ranks(2, "test_ranks_many:broken_loader", HARD_LIMIT, folder=str(tmp_path / "run"))
+    both = on_ranks(2, broken_loader, HARD_LIMIT, folder=str(tmp_path / "run"))
     assert both == [f"VsslError: rank 1 of 2: {division}", division]
 
 
 def test_an_extraction_that_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
     division = "ZeroDivisionError: division by zero"
-    both = on_ranks(2, "test_ranks_many:broken_extraction", HARD_LIMIT, folder=str(tmp_path / "run"))
+    both = on_ranks(2, broken_extraction, HARD_LIMIT, folder=str(tmp_path / "run"))
     assert both == [f"VsslError: rank 1 of 2: {division}", division]

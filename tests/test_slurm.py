@@ -6,17 +6,15 @@ The cluster is started for this file, in a folder of its own (tests/slurm/cluste
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm.cluster import Cluster, NoCluster, install
+from slurm.cluster import Cluster
 from slurm.jobs import JOB, STEPS, VSSL, Launched, listening, wait_for, write_trouble
 from small_runs import assert_equal
 
@@ -26,23 +24,6 @@ pytestmark = pytest.mark.slow
 SLOW = "plugins.trouble.seconds=0.4"  # a step, so that it can be met under way
 TWO = "launch.tasks_per_node=2"
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Two virtual nodes; the tests skip only where Slurm cannot be installed."""
-    place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
-    there = None
-    try:
-        install()
-        there = Cluster(place)
-        yield there.start()
-    except NoCluster as reason:
-        pytest.skip(str(reason))
-    finally:
-        if there is not None:
-            there.stop()
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm.cluster import Cluster, NoCluster, install
+from slurm.cluster import Cluster
 from slurm.jobs import PATIENCE, VSSL, wait_for
 from small_runs import assert_equal
 from sweep_files import sweep_file
@@ -28,21 +25,9 @@ TOO_MANY = {"name": "too many", "plugins": ["rotation"], "overrides": {**LAUNCH,
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    """What commands need to find a cluster of two virtual nodes."""
-    place = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
-    there = None
-    try:
-        install()
-        there = Cluster(place)
-        there.start()
-        yield {**there.environment, "OMP_NUM_THREADS": "1"}
-    except NoCluster as reason:
-        pytest.skip(str(reason))
-    finally:
-        if there is not None:
-            there.stop()
-        shutil.rmtree(place, ignore_errors=True)
+def environment(cluster: Cluster) -> dict[str, str]:
+    """What commands need to find it."""
+    return {**cluster.environment, "OMP_NUM_THREADS": "1"}
 
 
 def command(path: str, run: Path, *more: str) -> list[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vssl_core.errors import PluginError
+
+_apart = ""  # why ranks cannot exchange anything just now
 
 
 def rank() -> int:
@@ -22,7 +27,7 @@ def world_size() -> int:
 
 def gather(rows: Tensor) -> Tensor:
     """The rows (B, ...) of all ranks in global batch order, (world_size * B, ...), with gradients to their own rank."""
-    if world_size() == 1:
+    if not _exchanges():
         return rows
     from fvcore.nn.distributed import differentiable_all_gather
 
@@ -39,7 +44,7 @@ def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     mask = torch.ones_like(values) if mask is None else mask.to(values.dtype).expand_as(values)
     count = mask.sum().detach()
-    if world_size() > 1:
+    if _exchanges():
         dist.all_reduce(count)
     kept = torch.where(mask > 0, values, torch.zeros_like(values))
     return kept.sum() * world_size() / count.clamp(min=1)
@@ -47,7 +52,7 @@ def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def gather_kept(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached rows of all ranks, in global batch order."""
-    if world_size() == 1:
+    if not _exchanges():
         return {name: rows.detach() for name, rows in kept.items()}
     whole = {}
     for name, rows in kept.items():
@@ -61,7 +66,7 @@ def gather_kept(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def average(tensors: Iterable[Tensor]) -> None:
     """Make each tensor its mean over ranks, in place, in one exchange."""
     tensors = list(tensors)
-    if world_size() == 1 or not tensors:
+    if not _exchanges() or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
     dist.all_reduce(flat)
@@ -72,7 +77,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 def broadcast(value: Any) -> Any:
     """Rank 0's value, any picklable one, on every rank."""
-    if world_size() == 1:
+    if not _exchanges():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -81,7 +86,7 @@ def broadcast(value: Any) -> Any:
 
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, any picklable one, in the order of ranks."""
-    if world_size() == 1:
+    if not _exchanges():
         return [value]
     box: list[Any] = [None] * world_size()
     dist.all_gather_object(box, value)
@@ -90,11 +95,32 @@ def gather_objects(value: Any) -> list[Any]:
 
 def any_rank(flag: bool) -> bool:
     """Whether any rank says so."""
-    if world_size() == 1:
+    if not _exchanges():
         return flag
     told = torch.tensor(float(flag), device=exchange_device())
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return bool(told.item())
+
+
+@contextmanager
+def apart(why: str) -> Iterator[None]:
+    """Where ranks do not do the same: an exchange would wait for ever, so it raises `PluginError` with this sentence.
+
+    On one rank too, where it would go unnoticed.
+    """
+    global _apart
+    before, _apart = _apart, why
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def _exchanges() -> bool:
+    """Whether there is anybody to exchange with."""
+    if _apart:
+        raise PluginError(_apart)
+    return world_size() > 1
 
 
 def exchange_device() -> torch.device:

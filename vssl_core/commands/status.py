@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from vssl_core.run.files import last_json_line, read_json
 from vssl_core.run.folder import CONFIG, read_run
 from vssl_core.run.launch_state import describe
 
@@ -25,14 +24,13 @@ def status(folder: str) -> int:
 
 def _progress(path: Path) -> str:
     config = read_run(path)
-    line = _last_line(path / "metrics.jsonl")
+    line = last_json_line(path / "metrics.jsonl")
     skipped = path / "skipped.jsonl"
     bad = len(skipped.read_text().splitlines()) if skipped.exists() else 0
     if line is None:
         return "no step is logged yet"
-    done = (path / "backbone.json").exists() and json.loads((path / "backbone.json").read_text())[
-        "epochs"
-    ] >= config.epochs
+    saved = read_json(path / "backbone.json")
+    done = saved is not None and saved["epochs"] >= config.epochs
     terms = ", ".join(
         f"{name} {value:.4g}" for name, value in line.items() if "/" in name and not name.startswith("weight/")
     )
@@ -41,14 +39,3 @@ def _progress(path: Path) -> str:
         f"{config.epochs}, loss {line['loss']:.4g} ({terms}), "
         f"{line['clips_per_second']:.0f} clips/s, {bad} videos skipped"
     )
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    for line in reversed(path.read_text().splitlines()):
-        try:
-            return json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from vssl_core.commands.evaluate import evaluate_run
 from vssl_core.commands.train import place, train_tree
 from vssl_core.errors import ConfigError
 from vssl_core.plain import flatten, to_tree
+from vssl_core.run.files import last_json_line
 from vssl_core.run.side_by_side import Child, SideBySide
 from vssl_core.run.signals import Interrupted, Signals
 from vssl_core.run.sweep import Cell, Sweep, read_sweep
@@ -149,25 +149,9 @@ class Board:
             if name not in self.one:
                 epochs = child.run.cell.config.epochs if child.doing == "train" else None
                 self.one[name] = self.bars.add_task(escape(name), total=epochs, more="")
-            if child.doing == "train" and (line := last_line(child.run.folder / "metrics.jsonl")):
+            if child.doing == "train" and (line := last_json_line(child.run.folder / "metrics.jsonl")):
                 self.bars.update(self.one[name], completed=line["epoch"], more=f"loss {line['loss']:.4g}")
         self.bars.refresh()
-
-
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a log that is being written."""
-    if not path.exists():
-        return None
-    with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - 2**14, 0))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:  # cut short
-            continue
-        return found if isinstance(found, dict) and {"epoch", "loss"} <= found.keys() else None
-    return None
 
 
 # The dry run ----------------------------------------------------------------------------------------------------------

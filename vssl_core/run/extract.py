@@ -18,7 +18,7 @@ from vssl_core.data.appearance import Normalisation
 from vssl_core.data.batches import prepare
 from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit
 from vssl_core.data.videos import Videos
-from vssl_core.distributed import gather_objects, rank, world_size
+from vssl_core.distributed import apart, gather_objects, rank, world_size
 from vssl_core.errors import PluginError
 from vssl_core.joining import Group
 from vssl_core.looks import Recipe
@@ -29,6 +29,10 @@ from vssl_core.views import Batch, Features, View
 from vssl_core.windows import Sample
 
 STREAM = "extract"
+APART = (
+    "run.extract: encode exchanges something with other ranks (gather, mean), which have other numbers of videos; "
+    "exchange what run.extract gives, where it is needed at all: it is equal on every rank"
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Extractor:
         equal on all ranks.
 
         In eval mode unless `train`; it leaves no trace (`at_rest`). `advance` hears how many videos are done.
-        `encode` must not exchange with other ranks: they have other numbers of videos. What it raises on one rank is
-        raised on all.
+        `encode` must not exchange with other ranks, which have other numbers of videos: `PluginError`, as for rows
+        that are not one for each video. What it raises on one rank is raised on all.
         """
         if train and world_size() > 1 and any(_spans_ranks(root) for root in (backbone, *modules)):
             raise PluginError(
@@ -72,7 +76,9 @@ class Extractor:
             try:
                 for raw in self._batches():
                     if len(raw.index):
-                        found = _checked(encode(self._batch(raw.to(self.device), backbone)), len(raw.index))
+                        batch = self._batch(raw.to(self.device), backbone)
+                        with apart(APART):
+                            found = _checked(encode(batch), len(raw.index))
                         parts.append({"index": raw.index, **{name: rows.cpu() for name, rows in found.items()}})
                     if advance:
                         advance(len(raw.index))

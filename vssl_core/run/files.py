@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from vssl_core.errors import CheckpointError
 
+LAST_BYTES = 2**17  # of a log, in which its last line is looked for
+
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
@@ -90,6 +92,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def last_json_line(path: Path) -> Any:
+    """The last whole line of a log of JSON lines that may be growing; None where there is none yet."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - LAST_BYTES, 0))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # cut short
+            continue
+    return None
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vssl_core.distributed import broadcast, rank
+from vssl_core.distributed import apart, broadcast, rank
 from vssl_core.errors import PluginError, VsslError
 from vssl_core.windows import Sample
+
+APART = "it asks something of other ranks (run.extract, gather), which do not hear it; do that in vssl_epoch_start"
 
 if TYPE_CHECKING:
     from vssl_core.run.engine import Run
@@ -43,7 +45,8 @@ def _offers(run: Run) -> list[tuple[str, Any]]:
     for hook in run.manager.hook.vssl_epoch_order.get_hookimpls():
         name = hook.plugin_name.removesuffix("/objective")
         try:
-            offers.append((name, hook.function(*[run for _ in hook.argnames])))
+            with apart(APART):
+                offers.append((name, hook.function(*[run for _ in hook.argnames])))
         except Exception as error:
             raise PluginError(f"plugin '{name}': vssl_epoch_order raised {type(error).__name__}: {error}") from error
     return offers

@@ -23,6 +23,7 @@ from vssl_core.run.sweep_runs import SweepRun
 from vssl_core.run.untrained import save_untrained
 
 JOBS = "jobs.json"  # in the sweep's folder: {run: {what it does: job}}
+ARRAYS = "arrays"  # ... the scripts and logs of all arrays
 POLL = 2.0  # seconds between two questions to Slurm
 LOOKS = 3  # how often a job must be seen to be over: files of other machines come late
 STEPS = ("train", "evaluate")
@@ -114,7 +115,7 @@ class OnCluster:
 
     def _fresh(self, what: str) -> Path:
         """A folder for an array's scripts and logs that no array had before."""
-        return next(path for number in count(1) if not (path := self.place / "arrays" / f"{what}_{number}").exists())
+        return next(path for number in count(1) if not (path := self.place / ARRAYS / f"{what}_{number}").exists())
 
     def _remember(self, runs: Sequence[SweepRun], what: str, jobs: Sequence[Submitted]) -> None:
         """Keep the jobs at once: whoever comes after us must not submit them again."""
@@ -149,9 +150,8 @@ class OnCluster:
             return what, failure["error"]
         state = states.get(job)
         ended = f"job {job} ended as {state.name}" if state else f"job {job} is not in the queue any more"
-        submitted = records.submitted(launched)
-        log = f"; see {records.log_of(launched, submitted, 0)}" if submitted and submitted.job == job else ""
-        return what, ended + log
+        logs = sorted((self.place / ARRAYS).glob(f"*/{job}_0_log.out"))
+        return what, ended + "".join(f"; see {log}" for log in logs)
 
     def _end(self, watched: Watched, what: str, more: str) -> None:
         self.children.remove(watched)

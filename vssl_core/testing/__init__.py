@@ -20,7 +20,7 @@ from typing import Any
 
 from vssl_core.errors import VsslError
 
-__all__ = ["ConformanceError", "check_plugin"]
+__all__ = ["ConformanceError", "check_plugin", "on_ranks"]
 
 
 class ConformanceError(VsslError):
@@ -57,6 +57,19 @@ def check_plugin(name: str, **options: Any) -> None:
     failed, cause = failures(name, options)
     if failed:
         raise ConformanceError(name, failed) from cause
+
+
+def on_ranks(ranks: int, job: Callable[..., Any], limit: float = 600, /, **values: Any) -> list[Any]:
+    """What each of `ranks` processes got from `job(**values)`: a function of a file, and values that JSON can hold.
+
+    They train together over gloo, stay for the whole session, and see this process's paths and environment.
+
+    Raises:
+        RankError: a rank raised, died, or gave no answer within `limit` seconds; none waits for ever.
+    """
+    from vssl_core.testing.ranks import pool
+
+    return pool().do(ranks, job, values, limit)
 
 
 def failures(

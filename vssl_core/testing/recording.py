@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,6 @@ def smooth(module: nn.Module) -> None:
                 setattr(parent, name, nn.SiLU())
             elif isinstance(child, _DropoutNd):
                 child.p = 0.0
-
-
-def plain(recording: Recording) -> dict[str, Any]:
-    """The recording as tensors and plain values."""
-    return asdict(recording)
 
 
 class Witness:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +15,8 @@ from torch import nn
 
 import vssl_conflict
 from vssl_conflict.observer import Conflict, dot_products, is_due, summary
-from vssl_core import Shared
-from vssl_core.testing import check_plugin
+from vssl_core import Shared, rank
+from vssl_core.testing import check_plugin, on_ranks
 
 
 def test_it_keeps_the_contract():
@@ -123,37 +118,22 @@ def test_measured_steps_are_logged_and_none_is_forgotten(every, logged):
     assert {step for step in range(200) if is_due(step, every, logged)} == {step for step in wanted if step < 200}
 
 
-TWO_RANKS = """
-import json, sys
-import torch
-import torch.distributed as dist
-from vssl_conflict.observer import dot_products, summary
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-draw = torch.Generator().manual_seed(5)
-slopes, elsewhere = torch.randn(2, 4, 3, generator=draw), torch.ones(1, requires_grad=True)
-rows = torch.zeros(2, 3, requires_grad=True)
-mine = slopes[:, 2 * rank:2 * rank + 2]
-losses = [(mine[0] * rows).sum() / 2, (mine[1] * rows).sum() / 2 if rank else elsewhere.sum()]
-found = summary(("a", "b"), dot_products(losses, [rows]))
-json.dump({name: value.item() for name, value in found.items()}, open(f"{out}/{rank}.json", "w"))
-dist.destroy_process_group()
-"""
+def half() -> dict[str, float]:
+    """What one of two ranks notes; the second loss reaches the features on the second alone."""
+    slopes, elsewhere = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(5)), torch.ones(1)
+    rows = torch.zeros(2, 3, requires_grad=True)
+    mine = slopes.chunk(2, dim=1)[rank()]
+    losses = [(mine[0] * rows).sum() / 2, (mine[1] * rows).sum() / 2 if rank() else elsewhere.requires_grad_().sum()]
+    return {name: value.item() for name, value in summary(("a", "b"), dot_products(losses, [rows])).items()}
 
 
-def test_two_ranks_note_what_one_would(tmp_path: Path):
-    """All rows together; the second loss reaches the features on one rank alone."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO_RANKS]
-    told = [str(tmp_path / "store"), str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(number), *told], env=environment) for number in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+def test_two_ranks_note_what_one_would():
+    """All rows together."""
     slopes = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(5))
     slopes[1, :2] = 0
     rows = torch.zeros(4, 3, requires_grad=True)
     whole = summary(("a", "b"), dot_products([(slope * rows).mean(1).mean() * 3 for slope in slopes], [rows]))
-    for number in range(2):
-        found = json.loads((tmp_path / f"{number}.json").read_text())
+    for found in on_ranks(2, half):
         assert found == pytest.approx({name: value.item() for name, value in whole.items()}, abs=1e-6)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from math import exp, log
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from vssl_core import rank
+from vssl_core.testing import on_ranks
 from vssl_pace.contrast import contrast
 
 READINGS = ("row", "global_anchor", "global_ratio")
@@ -107,40 +105,29 @@ def test_similarities_keep_their_digits_under_autocast() -> None:
     assert inside.item() == contrast(rows, keys, "row").item()
 
 
-TWO_RANKS = """
-import json, sys
-import torch
-import torch.distributed as dist
-from vssl_pace.contrast import contrast
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-results = {}
-for name, keys in json.loads(sys.argv[4]).items():
-    for reading in ("row", "global_anchor", "global_ratio"):
-        whole = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
-        rows = whole[rank * 4:rank * 4 + 4].clone().requires_grad_()
-        value = contrast(rows, torch.tensor(keys[rank * 4:rank * 4 + 4]), reading)
-        value.backward()
-        results[f"{name}/{reading}"] = [value.item(), rows.grad.tolist()]
-json.dump(results, open(f"{out}/{rank}.json", "w"))
-dist.destroy_process_group()
-"""
+CASES = {"videos": [0, 0, 1, 1, 2, 2, 3, 3], "paces": [0, 1, 0, -1, 2, 0, 1, 3], "none": list(range(8))}
 
 
-def test_two_ranks_contrast_what_one_rank_would(tmp_path: Path) -> None:
+def half() -> dict[str, tuple[float, Tensor]]:
+    """The loss of one of two ranks and its gradient, for each case and reading."""
+    found = {}
+    for name, keys in CASES.items():
+        for reading in READINGS:
+            rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(3)).chunk(2)[rank()].requires_grad_()
+            value = contrast(rows, torch.tensor(keys).chunk(2)[rank()], reading)
+            value.backward()
+            found[f"{name}/{reading}"] = value.item(), rows.grad
+    return found
+
+
+def test_two_ranks_contrast_what_one_rank_would() -> None:
     """The average of the ranks' losses, and the gradient of that average, are those of one rank with all clips."""
-    cases = {"videos": [0, 0, 1, 1, 2, 2, 3, 3], "paces": [0, 1, 0, -1, 2, 0, 1, 3], "none": list(range(8))}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    told = [str(tmp_path / "store"), str(tmp_path), json.dumps(cases)]
-    command = [sys.executable, "-c", TWO_RANKS]
-    ranks = [subprocess.Popen([*command, str(rank), *told], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
-    halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for name, keys in cases.items():
+    halves = on_ranks(2, half)
+    for name, keys in CASES.items():
         for reading in READINGS:
             rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
             value = contrast(rows, torch.tensor(keys), reading)
             value.backward()
             values, gradients = zip(*(half[f"{name}/{reading}"] for half in halves), strict=True)
             assert sum(values) / 2 == pytest.approx(value.item(), rel=1e-5, abs=1e-6)
-            assert torch.allclose(torch.tensor(gradients).flatten(0, 1) / 2, rows.grad, rtol=1e-4, atol=1e-6)
+            assert torch.allclose(torch.cat(gradients) / 2, rows.grad, rtol=1e-4, atol=1e-6)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +11,11 @@ from hypothesis import settings as short
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import vssl_pcgrad
-from vssl_core import Shared
-from vssl_core.testing import check_plugin
+from vssl_core import Shared, rank
+from vssl_core.testing import check_plugin, on_ranks
 from vssl_pcgrad.combiner import ProjectConflicting, project
 
 WHERE = ["parameters", "features"]
@@ -188,23 +185,6 @@ def test_one_alone_and_losses_without_gradient_are_summed(on):
 
 
 FIRST, SECOND = 10, 12  # seeds of the two ranks, that draw different orders
-TWO_RANKS = """
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from test_pcgrad import FIRST, SECOND, Whole, step
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-found = {}
-for on in ("parameters", "features"):
-    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))[rank * 4:rank * 4 + 4]
-    whole = Whole(on)
-    wrapped = DistributedDataParallel(whole)
-    found[on] = step(wrapped, whole, rows, seed=(FIRST, SECOND)[rank])
-torch.save(found, f"{out}/{rank}.pt")
-dist.destroy_process_group()
-"""
 
 
 class Whole(nn.Module):
@@ -230,14 +210,19 @@ def step(module: nn.Module, whole: Whole, rows: Tensor, seed: int) -> dict[str, 
     return {name: value.grad.clone() for name, value in whole.named_parameters()}
 
 
-def test_two_ranks_take_the_step_of_one(tmp_path: Path):
-    """Through PyTorch's own exchange of gradients; each rank's generator stands elsewhere, and rank 0's counts."""
-    paths = [str(Path(__file__).parent), *filter(None, sys.path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    told = [str(tmp_path / "store"), str(tmp_path)]
-    command = [sys.executable, "-c", TWO_RANKS]
-    ranks = [subprocess.Popen([*command, str(number), *told], env=environment) for number in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+def half() -> dict[str, dict[str, Tensor]]:
+    """The step of one of two ranks, through PyTorch's own exchange of gradients; each draws its own order."""
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(2)).chunk(2)[rank()]
+    found = {}
+    for on in WHERE:
+        whole = Whole(on)
+        found[on] = step(DistributedDataParallel(whole), whole, rows, seed=(FIRST, SECOND)[rank()])
+    return found
+
+
+def test_two_ranks_take_the_step_of_one():
+    """Each rank's generator stands elsewhere, and rank 0's counts."""
+    both = on_ranks(2, half)
     rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
     for on in WHERE:
         whole = Whole(on)
@@ -245,10 +230,9 @@ def test_two_ranks_take_the_step_of_one(tmp_path: Path):
         assert not torch.allclose(other["backbone.0.weight"], alone["backbone.0.weight"], rtol=1e-3), (
             "orders must differ"
         )
-        for number in range(2):
-            found = torch.load(tmp_path / f"{number}.pt")[on]
+        for number, found in enumerate(both):
             for name, gradient in alone.items():
-                assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5), (on, number, name)
+                assert torch.allclose(found[on][name], gradient, rtol=1e-4, atol=1e-5), (on, number, name)
 
 
 @pytest.mark.parametrize("options", [{"on": "heads"}, {"of": "features"}])

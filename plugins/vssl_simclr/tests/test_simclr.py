@@ -1,19 +1,11 @@
-"""SimCLR against a slow reference in loops, at its limits, and on two real ranks against one.
-
-The file is also the program of one of the two ranks.
-"""
+"""SimCLR against a slow reference in loops, at its limits, and on two real ranks against one."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from datetime import timedelta
 from math import exp, log, sqrt
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vssl_simclr
-from vssl_core import ANY, Batch, ClipSettings, Context, Features, View
-from vssl_core.testing import check_plugin
+from vssl_core import ANY, Batch, ClipSettings, Context, Features, View, rank, world_size
+from vssl_core.testing import check_plugin, on_ranks
 from vssl_simclr.objective import SimClr, contrast, similarities
 
 FEATURES = 12
@@ -215,10 +207,10 @@ def test_forward_reads_three_clips():
 # Ranks ----------------------------------------------------------------------------------------------------------------
 
 
-def one_step(rank: int, world: int) -> dict[str, Tensor]:
+def one_step(number: int, world: int) -> dict[str, Tensor]:
     """Loss and gradients of one rank's part of the batch; no batch norm, so that only the negatives can differ."""
     objective = build(layers=1, clips=3)
-    views = [values.chunk(world)[rank].clone().requires_grad_() for values in maps(videos=8, clips=3)]
+    views = [values.chunk(world)[number].clone().requires_grad_() for values in maps(videos=8, clips=3)]
     loss = objective(batch_of(tuple(views))).losses["contrast"]
     loss.backward()
     return {
@@ -231,11 +223,13 @@ def one_step(rank: int, world: int) -> dict[str, Tensor]:
     }
 
 
-def test_two_ranks_are_one(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    answers = [torch.load(tmp_path / f"answer.{rank}", weights_only=True) for rank in range(2)]
+def half() -> dict[str, Tensor]:
+    """What one of two ranks does."""
+    return one_step(rank(), world_size())
+
+
+def test_two_ranks_are_one():
+    answers = on_ranks(2, half)
     wanted = one_step(0, 1)
     for name in ("loss", "weight", "bias"):  # training averages gradients over ranks
         torch.testing.assert_close((answers[0][name] + answers[1][name]) / 2, wanted[name], rtol=1e-5, atol=1e-6)
@@ -271,12 +265,3 @@ def test_options_have_bounds(options):
 
 def test_the_plugin_offers_it():
     assert vssl_simclr.vssl_objective() is SimClr and "ICML 2020" in vssl_simclr.PAPER
-
-
-if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    torch.save(one_step(rank, 2), folder / f"answer.{rank}")
-    dist.destroy_process_group()
