@@ -149,7 +149,10 @@ def names_a_plugin(literal: str, names: set[str]) -> bool:
 
 
 # Words of others that happen to be a plugin's name too.
-MEANT = {"vssl_core/nets/fingerprint.py": {"linear"}}  # what torch calls an operator
+MEANT = {
+    "vssl_core/nets/fingerprint.py": {"linear"},  # what torch calls an operator
+    "vssl_core/bench/steps.py": {"stor", "pace", "rotation", "byol", "statistics", "conflict"},  # what rows measure
+}
 
 
 @pytest.mark.parametrize("path", sources(CORE), ids=shown)
@@ -441,7 +444,7 @@ FLAGS = {
     "plugins": "name?",
     "doctor": "",
     "bench": "names* --clips --json",
-    "sweep": "file --run --data --parallel --launch --retry-failed --dry-run --measure overrides*",
+    "sweep": "file --run --data --evaluation-data --parallel --launch --retry-failed --dry-run --measure overrides*",
     "status": "run",
     "demo": "--run overrides*",
 }

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from small_runs import VIDEOS, assert_equal, videos_folder
 
 from vssl_core.cli import main
 from vssl_core.run import checkpoint
+from vssl_core.run.checkpoint import START
 
 SETTINGS = [
     "clip.frames=4", "clip.size=16", "batch_size=4", "epochs=2", "data.workers=0", "device.kind=cpu",
@@ -128,16 +130,23 @@ COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "wrong weight": (PLUGINS, ["weights.rotation.value=-1"], ["weights.rotation.value: ", "got -1"]),
     "a word": (PLUGINS, ["word"], ["'word': an override is key=value, for example optim.lr=0.1"]),
     "no override": (PLUGINS, ["=3"], ["an override is key=value, for example optim.lr=0.1"]),
-    "no yaml": (PLUGINS, ["clip.area=[1"], ["'clip.area=[1': is not YAML"]),
+    "no yaml": (PLUGINS, ["clip.area=[1"], ["'clip.area=[1': is not YAML (line 1: expected ',' or ']', but got"]),
     "forced join": (PAIR, APART, ["views.groups: 'pace' and 'stor' cannot share clips", "strides", "take one of them"]),
     "join of none": (PLUGINS, ["views.groups=[[rotation, sotr]]"], ["views: 'sotr' is neither a chosen plugin"]),
+    "join of a stranger": (PLUGINS, ["views.own=[qqq]"], ["views: 'qqq' is neither", "; there are rotation, rotat"]),
     "join twice": (PAIR, ["views.groups=[[stor, pace]]", "views.own=[pace]"], ["'pace' stands in more than one place"]),
     "combiner": (PLUGINS, ["combine.name=rotation"], ["combine.name: 'rotation' is not a chosen plugin that offers"]),
     "backbone": (PLUGINS, ["backbone.name=tinny"], ["tinny", "did you mean 'tiny'?"]),
-    "backbone option": (PLUGINS, ["backbone.options.widht=3"], ["widht"]),
+    "backbone option": (
+        PLUGINS, ["backbone.options.chanels=3"], ["backbone.options.chanels: 'tiny' has", "; did you mean 'channels'?"]
+    ),
+    "backbone's strange option": (
+        PLUGINS, ["backbone.options.foo=1"], ["backbone.options.foo: 'tiny' has no such option; it takes channels"]
+    ),
     "batch too large": (PLUGINS, ["batch_size=13"], ["batch_size: 13 is more than the 12 videos", "lower it to"]),
     "batch indivisible": (PLUGINS, ["optim.accumulate=3"], ["batch_size: 4 cannot be divided", "a multiple of 3"]),
-    "init": (PLUGINS, ["init=/nowhere/at/all.pt"], ["/nowhere/at/all.pt", "no such"]),
+    "init": (PLUGINS, ["init=/nowhere/all.pt"], ["init: /nowhere/all.pt: there is no such file or folder", START]),
+    "init, weights": (PLUGINS, ["init=/nowhere.safetensors"], ["init: /nowhere.safetensors: there is no such", START]),
     "source": (PLUGINS, ["data.source=foldr"], ["no source is named 'foldr'", "did you mean 'folder'?"]),
 }  # fmt: skip
 
@@ -168,7 +177,7 @@ def test_two_distributions_with_one_name(refused: Refused, tmp_path: Path, distr
 def test_an_observer_alone(refused: Refused, tmp_path: Path, distribute: Callable[..., None]) -> None:
     distribute("echo", {"echo": "echo_module"}, {"echo_module.py": FOREIGN})
     sentence = refused(*train_words(tmp_path / "run", plugins="echo"))
-    assert "echo train nothing; choose at least one plugin with an objective" in sentence
+    assert "plugins: echo trains nothing; choose at least one plugin with an objective" in sentence
 
 
 @pytest.mark.parametrize(
@@ -176,7 +185,9 @@ def test_an_observer_alone(refused: Refused, tmp_path: Path, distribute: Callabl
     [
         (None, "cannot be read"),
         ("epochz: 3", "epochz: there is no such key; did you mean 'epochs'?"),
-        ("epochs: [", "is not YAML"),
+        ("epochs: 3\nclip: [", "is not YAML (line 2: expected the node content, but found the end); correct it"),
+        ("epochs: 3\nseed: 1\n lr: 2", "is not YAML (line 3: mapping values are not allowed here); correct it"),
+        ("- 1\nlr: 2", "is not YAML (line 2: what stands above cannot go on with '?'); correct it"),
         ("epochs: 3\nepochs: 4", "'epochs' stands there twice"),
         ("a list", "must hold keys and values"),
         ("seed: !!python/object/apply:os.mkdir [{place}]", "is not YAML"),
@@ -196,7 +207,8 @@ def test_a_config_file_that_cannot_be_used_is_named(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["status", "{tmp}"], "holds no run (there is no config.yaml); give the folder of a run"),
+        (["status", "{tmp}"], "{tmp}: holds no run (there is no config.yaml); give the folder of a run"),
+        (["bench", "qqqq"], "no row is named 'qqqq'; there are frames_exact"),
         (["plugins", "rotatoin"], "did you mean 'rotation'?"),
         (["bench", "engine_overhed"], "did you mean 'engine_overhead'?"),
         (["data", "check", "{tmp}/nowhere"], "{tmp}/nowhere: no such file or folder"),
@@ -205,7 +217,19 @@ def test_a_config_file_that_cannot_be_used_is_named(
     ],
 )
 def test_other_commands(refused: Refused, tmp_path: Path, words: list[str], told: str) -> None:
-    assert told.format(tmp=tmp_path) in refused(*(word.format(tmp=tmp_path) for word in words))
+    sentence = refused(*(word.format(tmp=tmp_path) for word in words))
+    assert told.format(tmp=tmp_path) in sentence
+    assert not sentence.startswith(("--run", "bench:"))  # a flag that is not theirs, a word that stands there already
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--epochs", "3"], ["plugins", "stor", "pace"], ["data", "check", "here", "there"]]
+)
+def test_words_too_many_show_the_usage_of_their_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    command = " ".join(words[:2] if words[0] == "data" else words[:1])
+    assert capsys.readouterr().err.startswith(f"usage: vssl {command} [-h]")
 
 
 @pytest.mark.parametrize("words", [["trian"], ["train", "--plugin-names", "x"], ["evaluate"], ["status", "a", "b"], []])
@@ -225,7 +249,7 @@ def test_missing_and_empty_folders(refused: Refused, tmp_path: Path, source: str
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "nowhere", tmp_path / "empty"):
         sentence = refused(*train_words(tmp_path / "run", data=f"{source}:{place}"))
-        assert str(place) in sentence
+        assert str(place) in sentence and "; " in sentence  # where, and what to do
     assert source in refused(*train_words(tmp_path / "run", data=source))  # which folder?
     assert not (tmp_path / "run").exists()
 
@@ -381,7 +405,7 @@ def test_a_checkpoint_of_another_architecture(refused: Refused, run: Path, kind:
     before = contents(run)
     sentence = refused(*train_words(run))
     assert sentence.startswith(f"{path}: holds another architecture ({name}")
-    assert "1 differences" in sentence and "use the configuration it was made with" in sentence
+    assert "1 difference)" in sentence and "use the configuration it was made with" in sentence
     assert contents(run) == before
 
 
@@ -395,8 +419,26 @@ def test_init_from_another_backbone(refused: Refused, run: Path, tmp_path: Path)
     state["ensemble"] = {f"other.{name}": value for name, value in state["ensemble"].items()}
     checkpoint.save(tmp_path / "other.pt", state)
     sentence = refused(*train_words(tmp_path / "new", f"init={tmp_path / 'other.pt'}"))
-    assert "holds nothing that fits this backbone; choose weights of the same backbone" in sentence
+    assert sentence.startswith(f"init: {tmp_path / 'other.pt'}: holds nothing that fits this backbone (")
+    assert "is missing, " in sentence and sentence.endswith(" differences); choose weights of the same backbone")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("empty", "holds no run that has saved"),
+        ("config.yaml", "is not a whole checkpoint (it is cut short, or another kind of file)"),
+        ("cut.safetensors", "is not a whole safetensors file (it is cut short, or another kind of file)"),
+    ],
+)
+def test_init_from_what_holds_no_weights(refused: Refused, tmp_path: Path, name: str, told: str) -> None:
+    """Whatever it is, it is yours: nobody tells you to delete it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "config.yaml").write_text("backbone:\n  options: {}\n  name: tiny\n")
+    (tmp_path / "cut.safetensors").write_bytes(b"half")
+    path = tmp_path / name
+    assert refused(*train_words(tmp_path / "new", f"init={path}")) == f"init: {path}: {told}; {START}"
 
 
 @pytest.mark.parametrize("moment", ["in an epoch", "at its end"])
@@ -432,8 +474,17 @@ def test_a_disk_that_is_full_while_saving(run: Path, finished: Path, moment: str
         ("retrieval", ["plugins.retrieval.k=[1]"], "plugins.retrieval.k: there is no such key; did you mean 'ks'?"),
         ("retrieval", ["plugins.retrieval.clips=0"], "plugins.retrieval.clips: input should be greater than"),
         ("retrieval", ["plugins.linear.epochs=3"], "plugin 'linear' is not chosen"),
+        ("retrieval", ["seed=7"], "'seed=7': what was trained is not changed by judging it; an evaluation reads"),
+        ("retrieval", ["plugins.rotation.layers=1"], "what was trained is not changed by judging it"),
+        ("retrieval", ["--data", ""], "--data: is empty; give SOURCE"),
         ("retrieval", ["data.worker=3"], "data.worker: there is no such key; did you mean 'workers'?"),
         ("retrieval", ["--data", "folder:/nowhere"], "/nowhere: no such folder"),
+        (
+            "retrieval",
+            ["--data", "my data=folder:/nowhere"],
+            "'my data' cannot name a data set; give it a name of letters",
+        ),
+        ("retrieval", ["--data", "ours=foldr:/nowhere"], "no source is named 'foldr'"),
     ],
 )
 def test_an_evaluation_that_cannot_be(
@@ -468,6 +519,40 @@ def test_weights_that_cannot_be_evaluated(refused: Refused, run: Path) -> None:
     assert f"{path}: is not a whole safetensors file" in refused(*words)
     path.unlink()
     assert f"{path}: there are no weights yet" in refused(*words)
+
+
+def test_weights_of_another_backbone_are_not_evaluated(refused: Refused, run: Path) -> None:
+    """In words of ours, not of torch."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["backbone"]["options"] = {"channels": [8, 16, 16, 16, 32]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    sentence = refused("evaluate", "--run", str(run), "--evaluations", "retrieval")
+    assert sentence.startswith(f"{run / 'backbone.safetensors'}: holds another architecture (net.")
+    assert " is needed, " in sentence and sentence.endswith("; leave the run's backbone as its config.yaml has it")
+
+
+def test_more_neighbours_than_videos(refused: Refused, finished: Path) -> None:
+    words = ["evaluate", "--run", str(finished), "--evaluations", "retrieval", "plugins.retrieval.ks=[1, 5000]"]
+    told = "plugins.retrieval.ks: there are no 5000 neighbours among 12 training videos; choose numbers up to 12"
+    assert refused(*words) == told
+
+
+# The demo's videos ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demo_s_videos_go_into_an_empty_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "demo"
+    for told in ("written", "is there"):
+        assert main(["data", "demo", str(place)]) == 0
+        assert capsys.readouterr().out == f"{place}: {told}\n"
+    assert main(["data", "list", f"demo:{place}"]) == 0
+
+
+def test_the_demo_s_videos_do_not_go_into_a_folder_of_yours(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert str(tmp_path) in refused("data", "demo", str(tmp_path))
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
 # A real process -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from vssl_core import UserError
 from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Spread, Times, at_least, at_most, not_measured, paired
-from vssl_core.bench.steps import statistics_labels_share
+from vssl_core.bench.steps import conflict_share, statistics_labels_share
 from vssl_core.commands.bench import NAMES, bench, measure_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -104,6 +104,20 @@ def test_labels_are_measured_over_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("vssl_core.bench.steps.find_spec", lambda name: None)
         row = statistics_labels_share(files, 0.01, tiny)
     assert row.met is None and row.note == "not measured: OpenCV is not installed"
+
+
+def test_angles_between_gradients_are_measured_over_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every step of the one side, warm-up included, and in none of the other; noise may outweigh the difference."""
+    from vssl_conflict import observer
+
+    seen: list[tuple[str, ...]] = []
+    plain = observer.summary
+    monkeypatch.setattr(observer, "summary", lambda names, products: seen.append(names) or plain(names, products))
+    with Files(None) as files:
+        row = conflict_share(files, 0.01, videos=4)
+    assert seen == [("stor", "pace", "rotation", "byol")] * 3
+    assert row.name == "conflict_share" and row.repeats == 1
+    assert row.value is not None and -1 / 200 < row.value.median < 1
 
 
 def test_frames_are_exact_on_its_own_videos(

@@ -69,10 +69,17 @@ WRONG = {
     "optim: {name: adamw, momentum: 0.5}": "optim: momentum has no effect with name: adamw",
     "optim: {betas: [0.5, 0.9]}": "optim: betas has no effect with name: sgd",
     "optim: {schedule: constant, final_lr: 0.1}": "optim: final_lr has no effect with name: sgd and schedule: constant",
+    "optim: {warmup_lr: 0.1}": "optim: warmup_lr has no effect without warmup_epochs",
+    "optim: {schedule: steps}": "optim: schedule: steps needs milestones",
+    "views: {join: false, groups: [[stor, pace]]}": "views: groups has no effect with join: false",
+    "views: {join: false, own: [stor]}": "views: own has no effect with join: false",
+    "clip: {size: 100000}": "clip.size: input should be less than or equal to 1024",
     "clip: {area: [0.5, 0.2]}": "clip.area: must be (low, high) with 0 < low <= high, got [0.5, 0.2]",
     "clip: {area: [0.5, 2]}": "clip.area: is a share of the frame, at most 1",
     "clip: {area: [a, 1]}": "clip.area.0: input should be a valid number",
-    "clip: {area: [1]}": "clip.area.1: field required",
+    "clip: {area: [1]}": "clip.area: needs 2 entries, got [1]",
+    "clip: {area: []}": "clip.area: needs 2 entries, got []",
+    "clip: {area: [0, 1, 2]}": "clip.area: needs at most 2 entries, got [0, 1, 2]",
     "clip: {short: bounce}": "clip.short: input should be 'fit', 'loop' or 'clamp', got 'bounce'",
     "clip: 3": "clip: must hold keys and values, got 3",
     "appearance: {brightness: -1}": "appearance.brightness: input should be greater than or equal to 0, got -1",
@@ -167,6 +174,8 @@ def test_a_weight_must_belong_to_an_objective() -> None:
     check_weights(RunConfig(weights={"pace": 2}), ["stor", "pace"])
     with pytest.raises(ConfigError, match=r"weights\.pacee: no objective .* did you mean 'pace'\?; remove the weight"):
         check_weights(RunConfig(weights={"pacee": 2}), ["stor", "pace"])
+    with pytest.raises(ConfigError, match=r"weights\.pace\.start_epoch: epoch 3 never comes in 3 epochs"):
+        check_weights(RunConfig(weights={"pace": Schedule(start_epoch=3)}, epochs=3), ["stor", "pace"])
 
 
 def test_nothing_can_be_changed_afterwards() -> None:

@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from vssl_core import cli
+from vssl_core.commands.plugins import values as values_of
 from vssl_core.config import FREE_KEYS, RunConfig, load_config, to_tree
 from vssl_core.plugins import installed, load
 
@@ -141,23 +142,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
             yield from _keys(type(default), f"{prefix}{name}.")
         else:
             written = json.dumps(default if not isinstance(default, tuple) else list(default))
-            yield f"{prefix}{name}", written, _values(field), field.description or ""
-
-
-def _values(field: Any) -> str:
-    """The choices or bounds of a field, in words."""
-    kinds = [field.annotation, *get_args(field.annotation)]
-    choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
-    if choices or bool in kinds:
-        return ", ".join(f"`{choice}`" for choice in choices or ("true", "false"))
-    metadata = [*field.metadata, *(part for kind in kinds for part in getattr(kind, "__metadata__", ()))]
-    bounds = []
-    for part in metadata:
-        for limit in (part, *getattr(part, "metadata", ())):
-            for key, sign in {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}.items():
-                if (value := getattr(limit, key, None)) is not None:
-                    bounds.append(f"{sign} {value:g}")
-    return ", ".join(dict.fromkeys(bounds))
+            yield f"{prefix}{name}", written, values_of(field), field.description or ""
 
 
 def test_configuration_lists_every_key() -> None:
@@ -318,6 +303,31 @@ def test_commands_of_the_readme_work(
     assert len(blocks) == 1
 
 
+def test_the_sweep_of_the_readme_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As it stands there; it writes nothing, and data is not needed."""
+    (words,) = [words[1:] for words in commands("README.md") if words[1:2] == ["sweep"]]
+    assert words[1].startswith("configs/") and words[2:] == ["--dry-run"]
+    monkeypatch.chdir(tmp_path)
+    assert vssl("sweep", str(ROOT / words[1]), *words[2:]) == 0
+    out = capsys.readouterr().out
+    assert all(cell["name"] in out for cell in yaml.safe_load(text(words[1]))["cells"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_paper_of_the_readme_would_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As it stands there, but with --dry-run: the whole net makes one step."""
+    (words,) = [words[1:] for words in commands("README.md") if words[:2] == ["vssl", "train"] and "--config" in words]
+    place = words.index("--config") + 1
+    assert words[place].startswith("configs/papers/")
+    words[place] = str(ROOT / words[place])
+    monkeypatch.chdir(tmp_path)
+    assert vssl(*words, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "r2plus1d_10" in out and "decodes per video: 1" in out
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_torchrun_command_of_the_readme_works(small: Path, tmp_path: Path) -> None:
     (words,) = [words for words in commands("README.md") if words[0] == "torchrun"]
@@ -427,7 +437,7 @@ def test_every_other_sample_runs(extras: None, small: Path, tmp_path: Path, caps
     assert all(step["loss"] == pytest.approx(1.0) for step in steps), "the combiner makes every loss one"
     assert len({step["recall/contrast"] for step in steps}) == 6
     assert vssl("evaluate", "--run", str(run), "--evaluations", "likeness", "--data", str(small)) == 0
-    found = json.loads((run / "evaluations/likeness.json").read_text())
+    found = json.loads((run / "evaluations/folder/likeness.json").read_text())
     assert -100 <= found["metrics"]["likeness"] <= 100 and found["fingerprint"]["name"] == "toy"
     from vssl_core.run.checkpoint import load as load_checkpoint
 
@@ -489,7 +499,7 @@ def test_the_demo_beats_random_initialisation(demo_run: Path) -> None:
     for evaluation, metric in (("retrieval", "r@1"), ("linear", "top1")):
         found = json.loads((demo_run / "evaluations" / f"{evaluation}.json").read_text())
         trained, random = found["metrics"][metric], found["baselines"]["random"]["metrics"][metric]
-        assert trained > random + 5, f"{evaluation}: {trained} where a random net has {random}"
+        assert trained > random + 25, f"{evaluation}: {trained} where a random net has {random}"
 
 
 if __name__ == "__main__":

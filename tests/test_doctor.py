@@ -73,8 +73,10 @@ def test_slurm_is_asked_for_its_version(tmp_path: Path) -> None:
     program.chmod(0o755)
     code, text = examine("torch", folder=tmp_path)
     assert level(text, "slurm") == "good" and f"slurm 25.05.1 at {program}" in text
-    program.write_text("#!/bin/sh\nexit 3\n")
-    assert level(examine("torch", folder=tmp_path)[1], "slurm") == "warning"
+    program.write_text("#!/bin/sh\necho no controller >&2\nexit 3\n")
+    text = examine("torch", folder=tmp_path)[1]
+    assert level(text, "slurm") == "warning"
+    assert f"{program} does not tell its version: it ended with exit code 3 and said: no controller" in text
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def activations(told: str) -> int:
 
 def test_the_published_queue_fits_where_no_data_is_given(capsys: pytest.CaptureFixture[str], empty: Path) -> None:
     code, told = dry(capsys, "--plugins", "moco", "plugins.moco.queue=65536")
-    assert code == 0 and "no data is given; sizes are those for 65,536 videos" in told
+    assert code == 0 and "where a run would take the demo's 240; sizes are those for 65,536 videos" in told
     short = dry(capsys, "--plugins", "moco", "plugins.moco.queue=64")[1]
     assert activations(told) - activations(short) < 4  # MiB: of 33 MiB of queue, only the logits with it
     assert "backbone forwards per step: 2 (1 online, 1 teacher); decodes per video: 1" in told

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from vssl_core import Batch, Context, Objective, Request, Terms, VsslError
 from vssl_core.nets.memory import ShardedMemoryBank
 from vssl_core.run import checkpoint
-from vssl_core.run.weights import WEIGHTS, read_weights
 from vssl_core.testing.recording import smooth
 
 VIDEOS, IN_EPOCH, WHOLE = 19, 2, 4  # two steps of 8 in each of two epochs; the rest of 3 makes none
@@ -202,14 +201,19 @@ def test_two_killed_ranks_are_gone_on_with_by_one(tmp_path: Path) -> None:
     calm = ["optim.lr=0.001"]  # steps as large as those of test_resume blow rounding up
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(ranks(whole, *calm))
-    assert stop_at(ranks(broken, *calm), broken, 5, signal.SIGKILL) != 0
+    assert stop_at(ranks(broken, *calm), broken, 5, signal.SIGKILL) == -signal.SIGKILL
+    saved = checkpoint.load(broken / checkpoint.NAME)["step"]
+    assert 0 < saved < STEPS
     process = start(command(broken, "data.workers=1", "device.sync_batch_norm=true", *calm))
     told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, told
     assert "made on 2 ranks, goes on with 1; samples keep their order and looks" in " ".join(told.split())
     assert logged(broken) == logged(whole) == STEPS
-    one, other = read_weights(whole / WEIGHTS), read_weights(broken / WEIGHTS)
-    for name, value in one.items():
-        assert apart(value, other[name], 10 * LATER) <= 1, name  # twelve steps, with dropout nowhere and kinks
-    lines = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(1, STEPS + 1))
+    one, other = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, broken)
+    )
+    assert [line["step"] for line in other] == list(range(1, STEPS + 1))
+    losses, gone_on = ([line["loss"] for line in lines] for lines in (one, other))
+    assert gone_on[:saved] == losses[:saved]
+    # With four videos in a batch and kinks, rounding grows twentyfold in a step: later ones are held above, without
+    assert gone_on[saved] == pytest.approx(losses[saved], rel=1e-4)

@@ -983,6 +983,24 @@ def test_an_extraction_lists_what_cannot_be_read(tmp_path: Path) -> None:
     assert len(found["rows"]) == VIDEOS - 2
 
 
+def test_one_video_at_a_time_is_too_few_for_batch_norm(tmp_path: Path) -> None:
+    """The user's mistake, and torch's own sentence names no key."""
+
+    class Normed(Objective):
+        def __init__(self, config: Any, context: Context) -> None:
+            super().__init__(config, context)
+            self.norm = nn.BatchNorm1d(context.feature_dim)
+
+        def requests(self) -> Mapping[str, Request]:
+            return {"clip": Request()}
+
+        def forward(self, batch: Batch) -> Terms:
+            return Terms({"size": self.norm(batch["clip"][0].features.vector).square().mean()})
+
+    with pytest.raises(ConfigError, match="batch_size: objective 'normed' saw one video at a time"):
+        train(tmp_path, {"normed": Normed}, batch_size=2, optim={"accumulate": 2})
+
+
 def test_an_extraction_exchanges_nothing(tmp_path: Path) -> None:
     """On two ranks each would wait for the other for ever, so one alone refuses it already; the run goes on."""
     run = open_small(tmp_path, {"colour": Colour})

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from typing import Annotated, Any, Literal
 
 import pluggy
 import pytest
+from pydantic import Field
 
-from vssl_core import hookspecs
+from vssl_core import PluginConfig, hookspecs
 from vssl_core.errors import PluginError
 from vssl_core.plugins import GROUP, installed, listen, load, new_manager
 
@@ -55,12 +57,13 @@ def test_an_unknown_name_gets_a_suggestion(distribute):
     distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
     told = refusal("watchfull")
     assert told.startswith("plugins: no plugin named 'watchfull' is installed; did you mean 'watchful'?")
-    assert "install the distribution that offers it" in told
+    assert "install" not in told.partition("did you mean")[2]  # one piece of advice is enough
 
 
 def test_an_unknown_name_unlike_any_gets_the_list(distribute):
     distribute("vssl-watch", {"watchful": "vssl_watch"}, {"vssl_watch.py": QUIET})
     assert "there are " in (told := refusal("qqqqqq")) and "watchful" in told
+    assert "install the distribution that offers it" in told
 
 
 def test_a_name_that_two_distributions_offer_is_refused_with_both(distribute):
@@ -107,6 +110,42 @@ def test_a_broken_stranger_does_not_hide_the_others_in_the_list(distribute, caps
     assert show(None) == 0
     said = capsys.readouterr().out
     assert "vssl-good 1.0" in said and "cannot be used" in said and "no_such_module" in said
+
+
+def test_what_an_option_takes_is_told_in_words():
+    from vssl_core.commands.plugins import values
+
+    class Options(PluginConfig):
+        how: Literal["fit", "loop"] = "fit"
+        many: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+        each: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, max_length=3)
+        area: tuple[float, float] = (0.0, 1.0)
+        some: Literal["all"] | tuple[str, ...] = "all"
+        count: int | None = Field(None, ge=1, le=10**9)
+        named: dict[str, bool] = Field({}, min_length=2)
+        free: Any = None
+
+    assert {name: values(field) for name, field in Options.model_fields.items()} == {
+        "how": "one of fit, loop",
+        "many": "list of whole numbers, at least 1 entry, or null",
+        "each": "list (each number, above 0), at most 3 entries, or null",
+        "area": "list of 2 numbers",
+        "some": "one of all, or list of texts",
+        "count": "whole number, at least 1, at most 1000000000, or null",
+        "named": "keys and values (each true or false), at least 2 entries",
+        "free": "anything",
+    }
+
+
+def test_no_option_of_an_installed_plugin_is_told_in_python():
+    from vssl_core.commands.plugins import values
+
+    plugins = load([name for name, offers in installed().items() if offers[0].distribution == "vssl"])[1]
+    for name, plugin in plugins.items():
+        for option, field in plugin.options.model_fields.items():
+            told = values(field)
+            python = re.search(r"[\[\]|]|None|Literal|Annotated|\b(str|int|float|bool|tuple|dict)\b", told)
+            assert not python, f"{name}.{option}: {told}"
 
 
 def offering(hook: str, what: str) -> str:

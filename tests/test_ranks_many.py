@@ -72,6 +72,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "swav": ("swav", {"queue_epoch": 1}),
     "vicreg": ("vicreg", {}),
 }
+CURRICULUM = {"curriculum": ("statistics", {"curriculum": {"first": 0.5}})}  # has steps of its own: not among them
 ON_FOUR = ("moco", "pcl", "saccades, sharded", "swav", "simclr", "multilevel")  # each kind of state, and negatives
 
 
@@ -179,7 +180,7 @@ def assert_alike(alone: list[Any], together: list[Any]) -> None:
 
 def compare(tmp_path: Path, label: str, ranks: int, **changes: Any) -> tuple[list[Any], list[list[Any]]]:
     """What one rank saw, and what each of several did."""
-    name, options = OBJECTIVES.get(label, (label, {}))
+    name, options = (OBJECTIVES | CURRICULUM).get(label, (label, {}))
     told = {"name": name, "options": options, "videos": UNEVEN, "changes": changes}
     (alone,) = on_ranks(1, trained, folder=str(tmp_path / "one"), **told)
     return alone, on_ranks(ranks, trained, folder=str(tmp_path / "many"), **told)
@@ -204,6 +205,19 @@ def test_four_ranks_are_one(tmp_path: Path, label: str) -> None:
     for seen in together:
         assert_equal([step["state"] for step in seen], [step["state"] for step in together[0]])
         assert_alike(alone, seen)
+
+
+def test_a_curriculum_on_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    """Scores of all videos, of which each rank reads its own uneven share, and the order that follows from them."""
+    alone, together = compare(tmp_path, "curriculum", 2)
+    scores = alone[0]["state"]["objectives.statistics.scores"]
+    easier = set(scores.argsort(descending=True, stable=True)[: (UNEVEN + 1) // 2].tolist())
+    assert len(alone) == 3 and len(scores.unique()) > 5  # one batch of the easier half, then two of all
+    assert set(alone[0]["index"]["index"].tolist()) < easier
+    assert_equal([step["state"] for step in together[0]], [step["state"] for step in together[1]])
+    for seen in together:
+        assert_alike(alone, seen)  # the videos of each step too
+        assert torch.equal(seen[0]["state"]["objectives.statistics.scores"], scores)
 
 
 def test_a_loss_that_forgets_other_ranks_is_told_apart(tmp_path: Path) -> None:

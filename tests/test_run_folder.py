@@ -155,6 +155,7 @@ def test_too_many_broken_videos_stop_the_run(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"videos": data, "data": {"workers": 0, "max_bad_fraction": 0.25}}
     told = (
         r"data: 4 of 12 videos cannot be read, more than data.max_bad_fraction = 0.25 allows, listed in .*skipped.jsonl"
+        r", the first was .*\.mp4: .*; mend them \(`vssl data check` finds all that are damaged\), or raise"
     )
     for _ in range(2):
         with pytest.raises(DataError, match=told):
@@ -339,7 +340,12 @@ def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Path, what: str) ->
         (tmp_path / CARD).write_text(
             json.dumps({**json.loads((tmp_path / CARD).read_text()), "name": "c3d_light", "options": {}})
         )
-    with pytest.raises(CheckpointError, match=WEIGHTS):
+    told = {
+        "missing": "there is no such file; put a whole one",
+        "cut": "is not a whole safetensors file .*; put a whole one",
+        "another net": r"holds another architecture \(.* differences\); backbone.json says that it is a c3d_light",
+    }[what]
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS}: {told}"):
         load_backbone(tmp_path)
 
 

@@ -262,7 +262,8 @@ def test_what_the_cluster_does_not_have_is_a_sentence(run: Launched, asks: str) 
 def test_a_slurm_that_does_not_answer(run: Launched, tmp_path: Path) -> None:
     run.environment["SLURM_CONF"] = str(tmp_path / "none.conf")
     done = run.vssl(*run.words("--launch", "slurm", *JOB, TWO))
-    assert done.returncode == 1 and done.stderr.startswith("vssl train: sinfo: ")
+    told = "vssl train: --launch slurm: Slurm does not answer here (sinfo: "
+    assert done.returncode == 1 and done.stderr.startswith(told)
     assert len(done.stderr.splitlines()) == 1 and not run.folder.exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from slurm.cluster import Cluster
 from slurm.jobs import PATIENCE, VSSL, wait_for
-from small_runs import assert_equal
+from small_runs import assert_equal, videos_folder
 from sweep_files import sweep_file
 
 from vssl_core import load_backbone
@@ -105,6 +106,7 @@ def test_a_partition_that_is_not_there(environment: dict[str, str], tmp_path: Pa
     assert done.returncode == 2 and "launch.partition: this cluster has no partition 'mian'; did you mean 'main'?" in (
         done.stderr
     )
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_slurm(tmp_path: Path) -> None:
@@ -113,3 +115,24 @@ def test_without_slurm(tmp_path: Path) -> None:
         command(sweep_file(tmp_path, TURNS), tmp_path / "run"), env=nowhere, capture_output=True, text=True
     )
     assert done.returncode == 2 and "--launch slurm: there is no Slurm on this machine" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_are_judged_on_other_data(environment: dict[str, str], tmp_path: Path) -> None:
+    """One job makes the evaluations on all data sets; where one is added later, only its own are made."""
+    shutil.copytree(videos_folder(), tmp_path / "copy")
+    data = [f"--evaluation-data={name}=folder:{tmp_path / 'copy'}" for name in ("one", "two")]
+    path, folder = sweep_file(tmp_path, TURNS), tmp_path / "run"
+    written: dict[Path, int] = {}
+    for number, names in enumerate((data, [*data, f"--evaluation-data=folder:{videos_folder()}"]), 1):
+        done = subprocess.run(
+            command(path, folder, *names), env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 of 1 runs done" in done.stdout and len(list((folder / "arrays").glob("evaluate_*"))) == number
+        results = sorted((folder / "turns" / "seed_0" / "evaluations").rglob("retrieval.json"))
+        assert {result.parent.name for result in results} >= {"one", "two"} and len(results) == number + 1
+        written = written or {result: result.stat().st_mtime_ns for result in results}
+        assert all(result.stat().st_mtime_ns == when for result, when in written.items())
+    table = (folder / "table.md").read_text()
+    assert all(f" {name}/retrieval/r@1 |" in table for name in ("one", "two", "folder"))

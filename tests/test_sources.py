@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import videos_folder
 
 from vssl_core.data.folders import is_video, walk
 from vssl_core.data.sources import SourceOptions, Splits, Videos, builtin_sources, guess_source, open_source
@@ -570,3 +571,44 @@ def test_two_million_rows_are_read_into_little_memory(tmp_path):
         [sys.executable, "-c", MEASURE, *files], env=environment, capture_output=True, text=True, check=True
     )
     assert int(said.stdout) < 400  # MiB
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+import numpy as np
+from vssl_core.bench import growth, memory_runs
+from vssl_core.data.clips import ClipLoader, Clips, Visit
+from vssl_core.data.sources import SourceOptions, builtin_sources, open_source
+
+videos = open_source("csv", sys.argv[1], SourceOptions(test_fraction=0), builtin_sources()).train
+settings = [*memory_runs.NULL_RUN, "clip.frames=4", "clip.size=16", "batch_size=2"]
+run = memory_runs.build_run({"null": memory_runs.Null}, Path(sys.argv[2]), settings)
+loader = ClipLoader(Clips(videos, run._loader._loader.dataset.cutter, 0, replace=False), 4)
+rows = np.random.default_rng(0).integers(len(videos), size=(400, 7)).tolist()  # all over the list
+batches = [[Visit(0, 8 * number + place, row) for place, row in enumerate([0, *some])]
+           for number, some in enumerate(rows)]
+read = sum(len(batch.groups[0]["clips"]) for batch in loader.load(batches))
+assert read >= len(batches), "the first video of each batch is there"
+workers = loader._loader._iterator._workers
+assert len(workers) == 4 and all(worker.is_alive() for worker in workers)
+print(len(videos), sum(growth._rollup(worker.pid) for worker in workers))
+loader.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads memory from /proc")
+def test_two_million_rows_cost_four_workers_little(tmp_path):
+    """What the workers of a real loader hold (PSS, so that a page they share counts once), over a list of ten rows."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    held = {}
+    for count in (10, 2_000_000):
+        file = long_list(tmp_path / str(count), count)
+        shutil.copyfile(videos_folder() / "train/left/00.mp4", next((tmp_path / str(count)).glob("*/*.mp4")))
+        words = [sys.executable, "-c", WORKERS, str(file), str(tmp_path / "run")]
+        said = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        rows, held[count] = map(int, said.stdout.split())
+        assert rows == count
+    assert (held[2_000_000] - held[10]) / 1e6 < 500  # MB

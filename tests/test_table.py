@@ -291,5 +291,5 @@ def test_scores_that_are_not_ours_are_not_compared(compared: Path) -> None:
     path = runs[0].folder / "evaluations" / "retrieval.videos.csv"
     for text in ("", "video,r@1\nx,nonsense\n", "nothing\n1\n"):
         path.write_text(text)
-        assert runs[0].scores("retrieval") == {}
+        assert runs[0].scores("retrieval", *runs[0].judged_on) == {}
     assert table_of(found, runs).columns[0].values["one | two"]

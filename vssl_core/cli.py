@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--run", required=True, help="the run's folder")
     evaluate.add_argument("--evaluations", required=True, help="comma-separated names, see `vssl plugins`")
     evaluate.add_argument("--baseline", choices=["random"], help="the same net without a step of training, beside it")
-    evaluate.add_argument("--data", help="SOURCE[:ROOT] or a path; the run's own where absent")
+    evaluate.add_argument("--data", help="[NAME=]SOURCE[:ROOT] or a path; the run's own where absent")
     evaluate.add_argument("overrides", nargs="*", metavar=OVERRIDES)
 
     _sweep_flags(commands)
@@ -69,6 +69,10 @@ def _sweep_flags(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("file", metavar="SWEEP.yaml", help="a base experiment, what varies, and the papers' numbers")
     sweep.add_argument("--run", help="the sweep's folder, runs/sweeps/<file name> if absent; starting it again goes on")
     sweep.add_argument("--data", help="SOURCE[:ROOT] or a path, for every run")
+    sweep.add_argument(
+        "--evaluation-data", action="append", default=[], metavar="[NAME=]SOURCE[:ROOT]",
+        help="on which data every run is judged, and again for more; on its own if absent",
+    )  # fmt: skip
     sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time: 1 if absent, on a cluster all")
     sweep.add_argument("--launch", choices=("local", "slurm"), help="runs as jobs of a cluster, or as processes here")
     sweep.add_argument("--retry-failed", action="store_true", help="do the runs again that have failed")
@@ -141,9 +145,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:  # overrides may stand between flags
         flags = [word for word in rest if word.startswith("-") or "=" not in word]
         if flags or not hasattr(options, "overrides"):
-            parser().error(f"unrecognised arguments: {' '.join(flags or rest)}")
+            _of_the_command(options).error(f"unrecognised arguments: {' '.join(flags or rest)}")
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _of_the_command(options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was given, whose usage is the one to show."""
+    found = parser()
+    for name in (options.command, getattr(options, "what", None)):
+        choices = [action.choices for action in found._actions if isinstance(action, argparse._SubParsersAction)]
+        if choices and name:
+            found = choices[0][name]
+    return found
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -164,8 +178,8 @@ def _run(options: argparse.Namespace) -> int:
 
             return sweep(
                 options.file, options.run, options.data, options.parallel, options.overrides,
-                retry_failed=options.retry_failed, dry_run=options.dry_run, measure=options.measure,
-                cluster=options.launch,
+                evaluation_data=options.evaluation_data, retry_failed=options.retry_failed, dry_run=options.dry_run,
+                measure=options.measure, cluster=options.launch,
             )  # fmt: skip
         case "data":
             from vssl_core.commands import data

@@ -52,8 +52,8 @@ class DataSection(Section):
 
 
 class ClipSection(Section):
-    frames: int = Field(8, ge=1, description="frames of a clip")
-    size: int = Field(48, ge=8, description="side of the square clip, in pixels")
+    frames: int = Field(8, ge=1, le=1024, description="frames of a clip")
+    size: int = Field(48, ge=8, le=1024, description="side of the square clip, in pixels")
     stride: int = Field(1, ge=1, description="frames of the video from one sampled frame to the next")
     area: tuple[float, float] = Field((0.2, 1.0), description="share of the frame that the random crop shows")
     aspect: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of the random crop")
@@ -104,6 +104,13 @@ class ViewsSection(Section):
     groups: tuple[tuple[str, ...], ...] = Field((), description="names that must share one group of clips")
     own: tuple[str, ...] = Field((), description="names that share with nobody")
 
+    @model_validator(mode="after")
+    def _used(self) -> ViewsSection:
+        for key in ("groups", "own"):
+            if getattr(self, key) and not self.join:
+                raise ValueError(f"{key} has no effect with join: false, where nobody shares; remove one of them")
+        return self
+
 
 class CombineSection(Section):
     name: str | None = Field(
@@ -144,6 +151,10 @@ class OptimSection(Section):
         for key in (*unused, *more[self.schedule]):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no effect with name: {self.name} and schedule: {self.schedule}; remove it")
+        if self.warmup_lr and not self.warmup_epochs:
+            raise ValueError("warmup_lr has no effect without warmup_epochs; set them, or remove it")
+        if self.schedule == "steps" and not self.milestones:
+            raise ValueError("schedule: steps needs milestones, the epochs at which the rate falls; or take constant")
         return self
 
 
@@ -387,8 +398,13 @@ def build_options(model: type[Model], options: Mapping[str, Any], plugin: str) -
 
 
 def check_weights(config: RunConfig, objectives: Sequence[str]) -> None:
-    """A weight for something that is not trained is an error."""
-    for name in config.weights:
+    """A weight for something that is not trained, or only after the run, is an error."""
+    for name, weight in config.weights.items():
+        if isinstance(weight, Schedule) and weight.start_epoch >= config.epochs:
+            raise ConfigError(
+                f"weights.{name}.start_epoch: epoch {weight.start_epoch} never comes in {config.epochs} epochs, "
+                f"counted from 0; lower it, or give {name} the weight 0"
+            )
         if name not in objectives:
             raise ConfigError(
                 f"weights.{name}: no objective of this name is chosen{did_you_mean(name, objectives)}; remove "

@@ -214,9 +214,20 @@ def slurm() -> Iterator[Finding]:
     try:
         answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("warning", "slurm", f"{program} does not answer: {error}", "ask whoever looks after the cluster")
+        says = f"{program} does not tell its version: {_failure(error)}"
+        yield Finding("warning", "slurm", says, "ask whoever looks after the cluster")
         return
     yield Finding("good", "slurm", f"{answer.stdout.strip()} at {program}")
+
+
+def _failure(error: OSError | subprocess.SubprocessError) -> str:
+    """Why a program did not do what it was asked, in words."""
+    if isinstance(error, subprocess.CalledProcessError):
+        first = next(iter((error.stderr or "").strip().splitlines()), "")
+        return f"it ended with exit code {error.returncode}{f' and said: {first}' if first else ''}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no answer in {error.timeout:g} seconds"
+    return f"it cannot be run ({getattr(error, 'strerror', None) or error})"
 
 
 def training() -> Iterator[Finding]:

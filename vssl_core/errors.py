@@ -31,12 +31,16 @@ class CheckpointError(UserError):
 
 
 class VideoError(VsslError):
-    """One video cannot be read: `path` and `reason` go to the ledger, the run goes on."""
+    """One video cannot be read: `path` and `reason` go to the ledger, the run goes on.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both as arguments, so that the error survives pickling between processes
+    `advice` is what to do where no other video can be read either.
+    """
+
+    def __init__(self, path: str, reason: str, advice: str = "run `vssl data check` on the source") -> None:
+        super().__init__(path, reason, advice)  # as arguments, so that the error survives pickling between processes
         self.path = path
         self.reason = reason
+        self.advice = advice
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -1,6 +1,6 @@
 """The hooks: how plugins are found and what is announced to them. Read this first.
 
-A hook finds; a class works. The first six offer things to the engine, the others announce moments. An implementation
+A hook finds; a class works. The first seven ask plugins for something, the others announce moments. An implementation
 may take any subset of the arguments. Entry-point group `vssl`; the entry point's name is the plugin's name everywhere.
 """
 

@@ -248,9 +248,8 @@ def _pins(
     pins: dict[str, frozenset[str]] = {}
     for name in [*(name for group in groups for name in group), *own]:
         if name not in known:
-            raise ConfigError(
-                f"views: '{name}' is neither a chosen plugin nor one of its slots{did_you_mean(name, known)}"
-            )
+            advice = did_you_mean(name, known) or f"; there are {', '.join(sorted(known))}"
+            raise ConfigError(f"views: '{name}' is neither a chosen plugin nor one of its slots{advice}")
         if name in pins or (name in own and any(name in group for group in groups)):
             raise ConfigError(f"views: '{name}' stands in more than one place; name it once")
         pins[name] = next((frozenset(group) for group in groups if name in group), frozenset())

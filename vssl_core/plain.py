@@ -57,7 +57,16 @@ def from_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, TypeError) as error:  # a date or a key that cannot be
-        raise ConfigError(f"{where}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+        raise ConfigError(f"{where}: is not YAML ({_yaml_fault(error)}); correct it") from error
+
+
+def _yaml_fault(error: Exception) -> str:
+    """The line and what is wrong there, without the reader's picture of it."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    told = " ".join(str(what).split()).replace("'<stream end>'", "the end")
+    told = told.replace("expected <block end>, but found", "what stands above cannot go on with")
+    return f"line {mark.line + 1}: {told}" if mark else told
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -118,10 +127,33 @@ def _sentence(model: type[BaseModel], tree: Mapping[str, Any], error: Validation
     more = f" (and {others} more)" if others else ""
     if problem["type"] == "extra_forbidden":
         return f"{at}: there is no such key{_suggest(model, location)}; remove or correct it{more}"
-    message = PLAIN_WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+    message = PLAIN_WORDS.get(problem["type"]) or _entries(problem, error) or problem["msg"]
+    message = message.removeprefix("Value error, ")
     whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
-    given = "" if problem["type"] == "missing" or whole else f", got {problem['input']!r}"
+    given = "" if _is_missing_key(problem) or whole else f", got {problem['input']!r}"
     return f"{at}: {message[:1].lower() + message[1:]}{given}{more}"
+
+
+def _entries(problem: Mapping[str, Any], error: ValidationError) -> str | None:
+    """How many entries a list needs, where that is the problem."""
+    match problem["type"]:
+        case "too_short":
+            return f"needs at least {_count(problem['ctx']['min_length'])}"
+        case "too_long":
+            return f"needs at most {_count(problem['ctx']['max_length'])}"
+        case "missing" if not _is_missing_key(problem):
+            alike = [other["loc"] for other in error.errors() if other["loc"][:-1] == problem["loc"][:-1]]
+            return f"needs {_count(max(place for *_, place in alike) + 1)}"
+    return None
+
+
+def _count(number: int) -> str:
+    return f"{number} entr{'y' if number == 1 else 'ies'}"
+
+
+def _is_missing_key(problem: Mapping[str, Any]) -> bool:
+    """Whether a key is missing, and not an entry of a list that needs more of them."""
+    return problem["type"] == "missing" and isinstance(problem["loc"][-1], str)
 
 
 def _key(tree: Any, problem: Mapping[str, Any]) -> tuple[str, ...]:
@@ -131,7 +163,7 @@ def _key(tree: Any, problem: Mapping[str, Any]) -> tuple[str, ...]:
         if _holds(value, part):
             key.append(str(part))
             value = value[part]
-        elif problem["type"] == "missing" and place == len(problem["loc"]):
+        elif _is_missing_key(problem) and place == len(problem["loc"]):
             key.append(str(part))
     return tuple(key)
 

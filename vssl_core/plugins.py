@@ -104,11 +104,10 @@ def _refuse_twice(names: Sequence[str]) -> None:
 
 def _choose(name: str, offers: dict[str, list[Offer]]) -> Offer:
     if name not in offers:
-        hint = did_you_mean(name, offers)
-        raise PluginError(
-            f"plugins: no plugin named '{name}' is installed{hint or ', there are ' + (', '.join(offers) or 'none')}; "
-            "install the distribution that offers it (an editable install must be repeated after a new entry point)"
-        )
+        there = f", there are {', '.join(offers) or 'none'}"
+        again = "(an editable install must be repeated after a new entry point)"
+        advice = did_you_mean(name, offers) or f"{there}; install the distribution that offers it {again}"
+        raise PluginError(f"plugins: no plugin named '{name}' is installed{advice}")
     if not NAME.fullmatch(name):
         raise PluginError(
             f"plugins: '{name}' of {offers[name][0].distribution} is not a usable name; its author must use "

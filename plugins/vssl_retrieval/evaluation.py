@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from vssl_core import Evaluation, ExtractedFeatures, Needs, PluginConfig, Result, SplitFeatures, UserError
+from vssl_core import (
+    ConfigError,
+    Evaluation,
+    ExtractedFeatures,
+    Needs,
+    PluginConfig,
+    Result,
+    SplitFeatures,
+    UserError,
+)
 
 VERSION = 1  # raised when the same options give other numbers
 TIE = 6  # decimals to which similarities are compared: below that, the order of a sum decides
@@ -76,6 +85,7 @@ class Retrieval(Evaluation):
 
     def needs(self) -> Needs:
         """All stages that are asked for, ten clips of each video, and classes."""
+        self._ks(self.context.videos)
         match self.config.stages:
             case "all":
                 stages: tuple[str, ...] | None = tuple(self.context.stages)
@@ -92,32 +102,43 @@ class Retrieval(Evaluation):
         """How the errors begin."""
         return f"evaluation '{self.context.name}'"
 
+    def _ks(self, gallery: int) -> tuple[int, ...]:
+        """The numbers of neighbours that a gallery has; `ConfigError` where you have asked for one that it has not."""
+        fitting = tuple(k for k in self.config.ks if k <= gallery)
+        if len(fitting) < len(self.config.ks) and "ks" in self.config.model_fields_set:
+            what = f"there are no {self.config.ks[-1]} neighbours among {gallery} training videos"
+            raise ConfigError(f"plugins.{self.context.name}.ks: {what}; choose numbers up to {gallery}")
+        return fitting
+
     def run(self, features: ExtractedFeatures) -> Result:
         """R@k in percent, the last stage first; R@1 for each class; hits for each video (last stage, `vcop`)."""
         gallery, query = features.splits["train"], features.splits["test"]
         stages = self.needs().stages or (features.last,)
         for split, rows in (("train", gallery), ("test", query)):
             check(self.where, split, rows, stages)
+        ks = self._ks(len(gallery.labels))
         metrics: dict[str, float] = {}
         table: list[dict[str, Any]] = []
         single: dict[str, Sequence[Any]] = {"video": query.paths}
         for stage in sorted(stages, key=features.stages.index, reverse=True):
             for name, lineage in self.config.lineages.items():
-                hits = self._hits(query, gallery, stage, lineage)  # (queries, ks)
+                hits = self._hits(query, gallery, stage, lineage, ks)  # (queries, ks)
                 prefix = "".join(f"{part}/" for part, plain in ((stage, features.last), (name, PLAIN)) if part != plain)
-                keys = [f"{prefix}r@{k}" for k in self.config.ks]
+                keys = [f"{prefix}r@{k}" for k in ks]
                 metrics |= dict(zip(keys, (100 * hits.mean(axis=0)).tolist(), strict=True))
                 table = table or per_class(hits[:, 0], query.labels.numpy(), features.classes, keys[0])
                 if not prefix:
                     single |= dict(zip(keys, (100.0 * hits.T).tolist(), strict=True))
         return Result(metrics=metrics, protocol=self.protocol(), tables={"per_class": table}, videos=single)
 
-    def _hits(self, query: SplitFeatures, gallery: SplitFeatures, stage: str, lineage: Lineage) -> np.ndarray:
+    def _hits(
+        self, query: SplitFeatures, gallery: SplitFeatures, stage: str, lineage: Lineage, ks: Sequence[int]
+    ) -> np.ndarray:
         """(queries, ks) whether one of the k nearest training videos is of the query's class."""
         sought, among = (videos(rows.vectors[stage], lineage) for rows in (query, gallery))
-        found = nearest(self.where, sought, among, self.config.ks[-1])
+        found = nearest(self.where, sought, among, ks[-1])
         right = gallery.labels.numpy()[found] == query.labels.numpy()[:, None]  # (queries, neighbours)
-        return np.stack([right[:, :k].any(axis=1) for k in self.config.ks], axis=1)
+        return np.stack([right[:, :k].any(axis=1) for k in ks], axis=1)
 
     def protocol(self) -> Mapping[str, Any]:
         """What the numbers depend on besides clips and videos; stages as asked for, so that nets can be compared."""

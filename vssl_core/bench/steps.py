@@ -23,9 +23,10 @@ from vssl_core.run.build import choose, normalisation_of, recipe_of
 from vssl_core.run.engine import Run
 from vssl_core.windows import Sample, draw_windows
 
-JOINED = "stor+pace+rotation+byol".split("+")
+JOINED = ("stor", "pace", "rotation", "byol")  # rows that measure installed plugins name them
 SHARE_ROW = "statistics_labels_share"
-MEASURED = SHARE_ROW.partition("_")[0]  # whose labels take optical flow
+MEASURED = "statistics"  # whose labels take optical flow
+WATCHING, EVERY = "conflict", 200  # an observer that differentiates each loss by itself, and how often by default
 LARGE = ("clip.frames=16", "clip.size=112")
 BLOCK = 200  # steps of the null model that are timed together
 
@@ -165,6 +166,30 @@ def statistics_labels_share(
     raw, measure = training.read(0), _measuring(training)
     times = paired(lambda _: measure(), lambda _: training.run.step_on(raw), count(5, share), share >= 1)
     return times.row(SHARE_ROW, case, at_most(0.25), per=2, files=files.names(paths))
+
+
+def conflict_share(files: Files, share: float = 1.0, videos: int = 8) -> Row:
+    """What a step gains in which the angles between gradients are measured, over a step, one in 200."""
+    paths, overrides = [f"{number}.mp4" for number in range(videos)], [f"batch_size={videos}"]
+    plain = _Training(JOINED, paths, files.scratch / "unwatched", overrides).run
+    often = [*overrides, f"plugins.{WATCHING}.every=1"]
+    watched = _Training([*JOINED, WATCHING], paths, files.scratch / "watched", often).run
+    raw = memory_runs.batch_in_memory(plain, videos)
+    times = paired(lambda _: _next_step(watched, raw), lambda _: _next_step(plain, raw), count(40, share))
+    mine = (times.ours + times.again) / 2
+    added = (mine / times.other - 1) / EVERY
+    return Row(
+        "conflict_share",
+        f"{'+'.join(JOINED)} on tiny, {videos} videos of 8x48x48 in memory: what measuring adds to {EVERY} steps",
+        at_most(0.02), Spread.of(added), Spread.of(times.again / times.ours),
+        f"{1e3 * np.median(mine):.0f} ms a step that measures", f"{1e3 * np.median(times.other):.0f} ms a step",
+        len(added),
+    )  # fmt: skip
+
+
+def _next_step(run: Run, raw: RawBatch) -> None:
+    run.step_on(raw)
+    run.step += 1  # an observer measures a step once
 
 
 def _measuring(training: _Training) -> Callable[[], None]:

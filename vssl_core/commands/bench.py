@@ -26,7 +26,13 @@ ROOMS = {
         "data_path_vs_floor",
         "shared_decode_4_clips",
     ),
-    "steps": ("joint_vs_singles", "statistics_labels_share", "engine_overhead", "engine_microseconds"),
+    "steps": (
+        "joint_vs_singles",
+        "statistics_labels_share",
+        "conflict_share",
+        "engine_overhead",
+        "engine_microseconds",
+    ),
     "extraction": ("extraction_vs_loop",),
     "pieces": ("ema_vs_flat", "ema_vs_loop", "optimizer_vs_fused", "jitter_vs_torchvision"),
     "growth": ("memory_slope_mib", "growth_10x"),
@@ -41,7 +47,8 @@ def bench(names: Sequence[str], clips: str | None, json: bool, share: float = 1.
     """
     for name in names:
         if name not in NAMES:
-            raise UserError(f"bench: no row is named '{name}'{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
+            advice = did_you_mean(name, NAMES) or f"; there are {', '.join(NAMES)}"
+            raise UserError(f"no row is named '{name}'{advice}")
     from vssl_core.bench.files import Files
 
     rows = []

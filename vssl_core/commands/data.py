@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from vssl_core.commands.train import place
-from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_source
+from vssl_core.data.sources import SourceOptions, Splits, builtin_sources, open_source, place
 from vssl_core.errors import DataError
 
 
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
         case "demo":
             from vssl_core.data.demo import default_folder, make_demo
 
-            folder = options.folder or default_folder()
+            folder = Path(options.folder) if options.folder else default_folder()
             print(f"{folder}: {'written' if make_demo(folder) else 'is there'}")
             return 0
         case "prepare":

@@ -85,7 +85,8 @@ def find_list(chosen: Chosen, given: bool) -> Listing:
     """
     config = chosen.config
     if not given and config.data.root is None:
-        return _nominal(config, "no data is given")
+        demo = f", where a run would take the demo's {_length(chosen)}" if config.data.source == "demo" else ""
+        return _nominal(config, f"no data is given{demo}")
     place = f"{config.data.source}:{config.data.root}" if config.data.root else config.data.source
     try:
         videos = _length(chosen)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from vssl_core.commands.train import names, place
+from vssl_core.commands.train import names
 from vssl_core.config import RunConfig, build_options, load_config, to_tree
+from vssl_core.data.named import data_set
 from vssl_core.data.sources import Splits
 from vssl_core.errors import CheckpointError, ConfigError, PluginError
 from vssl_core.nets.backbones import fingerprint
 from vssl_core.objective import Evaluation, Result
 from vssl_core.plugins import Plugin, load
 from vssl_core.run.build import choose_device, context_of, make_backbone, open_data
+from vssl_core.run.checkpoint import restore_module
 from vssl_core.run.evaluation import (
     Extraction,
     Objectives,
@@ -29,15 +31,17 @@ from vssl_core.run.evaluation import (
     shared_extractions,
 )
 from vssl_core.run.files import write_csv, write_json
-from vssl_core.run.folder import read_run
+from vssl_core.run.folder import EVALUATIONS, read_run
 from vssl_core.run.offered import EvaluationContext, Offers
 from vssl_core.run.weights import WEIGHTS, read_weights
+
+READ = ("data.", "clip.", "device.")  # of a run's configuration, by whatever judges it
 
 
 def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None, overrides: Sequence[str]) -> int:
     """Run the named protocols, write a JSON for each, and print the table."""
     folder = Path(run)
-    config, options = _configure(folder, names(evaluations) or [], data, overrides)
+    config, options, place = _configure(folder, names(evaluations) or [], data, overrides)
     manager, plugins = load([*(name for name in config.plugins if name not in options), *options])
     torch.set_num_threads(config.device.threads)
     device = choose_device(config)
@@ -57,33 +61,46 @@ def evaluate(run: str, evaluations: str, baseline: str | None, data: str | None,
             replace(context, name=name).stage(stage)  # nothing is decoded for what nobody offers
     objectives = {net: offers.trained if net == "trained" else offers.untrained for net in nets if any(asked.values())}
     results = _results(config, nets, objectives, splits, protocols, device)
+    trained_as = digest(to_tree(read_run(folder)))
     for name in protocols:
-        digests = {"objectives": offers.digest} if asked[name] else {}
-        _write(folder, name, config, splits, results[name], trained, digests)
-    _print(results, folder)
+        digests = {"config": trained_as, **({"objectives": offers.digest} if asked[name] else {})}
+        _write(place, folder / WEIGHTS, name, config, splits, results[name], trained, digests)
+    _print(results, place)
     return 0
 
 
-def evaluate_run(run: str, evaluations: str, overrides: Sequence[str]) -> None:
-    """As `evaluate`, of what the run itself was trained on: what the tasks of a job are called with."""
-    evaluate(run, evaluations, None, None, overrides)
+def evaluate_run(run: str, parts: Sequence[tuple[str, str | None, Sequence[str]]]) -> None:
+    """As `evaluate`, of (evaluations, data, overrides) one after another: what the tasks of a job are called with."""
+    for evaluations, data, overrides in parts:
+        evaluate(run, evaluations, None, data, overrides)
 
 
 def _configure(
     folder: Path, chosen: Sequence[str], data: str | None, overrides: Sequence[str]
-) -> tuple[RunConfig, dict[str, Any]]:
-    """The run's configuration with the command line's changes, and the options of each evaluation."""
+) -> tuple[RunConfig, dict[str, Any], Path]:
+    """The run's configuration with the command line's changes, the options of each evaluation, and where results lie.
+
+    Those of other data than the run's own have a folder of its name; own data has one too where you give it a name.
+    """
     if not chosen:
         raise ConfigError("--evaluations: none is named; for example --evaluations retrieval,linear")
-    read_run(folder)
+    own, judged = read_run(folder), None if data is None else data_set(data)
     mine = [override for override in overrides if override.startswith(tuple(f"plugins.{name}." for name in chosen))]
+    for override in overrides:
+        unknown = override.startswith("plugins.") and override.split(".")[1] not in own.plugins
+        if override not in mine and not override.startswith(READ) and not unknown:
+            raise ConfigError(
+                f"'{override}': what was trained is not changed by judging it; an evaluation reads "
+                f"{', '.join(f'{key}*' for key in READ)} and plugins.<its name>.*"
+            )
     config = load_config(
         str(folder / "config.yaml"),
-        data=place(data) if data else None,
+        data=(judged.source, judged.root) if judged else None,
         overrides=[override for override in overrides if override not in mine],
     )
     options = load_config(plugins=chosen, overrides=mine).plugins
-    return config, options
+    place = folder / EVALUATIONS
+    return config, options, place / judged.name if judged and (judged.named or not judged.is_of(own.data)) else place
 
 
 def _trained(config: RunConfig, manager: Any, folder: Path) -> nn.Module:
@@ -91,12 +108,7 @@ def _trained(config: RunConfig, manager: Any, folder: Path) -> nn.Module:
     path = folder / WEIGHTS
     if not path.exists():
         raise CheckpointError(f"{path}: there are no weights yet; a run writes them at the end of each epoch")
-    try:
-        backbone.load_state_dict(read_weights(path))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: does not fit the backbone {config.backbone.name} ({' '.join(str(error).split())[:200]})"
-        ) from error
+    restore_module(backbone, read_weights(path), str(path), "leave the run's backbone as its config.yaml has it")
     return backbone
 
 
@@ -144,7 +156,8 @@ def _videos(splits: Splits, extraction: Extraction) -> int:
 
 
 def _write(
-    folder: Path,
+    place: Path,
+    weights: Path,
     name: str,
     config: RunConfig,
     splits: Splits,
@@ -171,21 +184,20 @@ def _write(
         "hashes": {
             "protocol": digest(protocol),
             "split": digest([splits.train.digest(), splits.test.digest() if splits.test else None]),
-            "weights": sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16],
-            "config": digest(to_tree(config)),
+            "weights": sha256(weights.read_bytes()).hexdigest()[:16],
             **digests,
         },
         "seed": config.seed,
         "tables": dict(result.tables),
     }
     if result.videos:
-        write_csv(folder / "evaluations" / f"{name}.videos.csv", result.videos)
-    write_json(folder / "evaluations" / f"{name}.json", value)  # last: whoever finds it finds all
+        write_csv(place / f"{name}.videos.csv", result.videos)
+    write_json(place / f"{name}.json", value)  # last: whoever finds it finds all
     for figure, drawing in result.figures.items():
-        drawing.savefig(folder / "evaluations" / f"{name}_{figure}.png")
+        drawing.savefig(place / f"{name}_{figure}.png")
 
 
-def _print(results: Mapping[str, Mapping[str, Result]], folder: Path) -> None:
+def _print(results: Mapping[str, Mapping[str, Result]], place: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -197,4 +209,4 @@ def _print(results: Mapping[str, Mapping[str, Result]], folder: Path) -> None:
             table.add_row(name, metric, *(f"{found[net].metrics[metric]:.1f}" for net in nets))
     console = Console()
     console.print(table)
-    console.print(f"all metrics, stages and hashes: {folder / 'evaluations'}", highlight=False)
+    console.print(f"all metrics, stages and hashes: {place}", highlight=False)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
@@ -45,10 +48,10 @@ def _one(console: Console, plugin: Plugin, offer: Offer) -> None:
     )
     console.print((plugin.module.__doc__ or "").strip(), highlight=False, markup=False)
     config = plugin.options
-    table = Table("option", "default", "bounds", "meaning", title="options")
+    table = Table("option", "default", "values", "meaning", title="options")
     for option, field in config.model_fields.items():
         table.add_row(
-            option, str(describe(field.get_default(call_default_factory=True))), _bounds(field), field.description or ""
+            option, str(describe(field.get_default(call_default_factory=True))), values(field), field.description or ""
         )
     if config.model_fields:
         console.print(table)
@@ -56,21 +59,65 @@ def _one(console: Console, plugin: Plugin, offer: Offer) -> None:
         console.print(_requests(plugin))
 
 
-def _bounds(field: FieldInfo) -> str:
-    kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
-    kind = (
-        str(field.annotation).replace("typing.", "")
-        if "[" in str(field.annotation) or "|" in str(field.annotation)
-        else kind
-    )
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "at least", "max_length": "at most"}
-    limits = [
-        f"{sign} {getattr(limit, key)}"
-        for limit in field.metadata
-        for key, sign in signs.items()
-        if getattr(limit, key, None) is not None
-    ]
-    return " ".join([kind, *limits])
+# What an option takes, in words ---------------------------------------------------------------------------------------
+
+KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
+SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def values(field: FieldInfo) -> str:
+    """What a field takes: 'one of fit, loop', 'list of whole numbers, at least 1 entry, or null'."""
+    return _words(field.annotation, field.metadata)
+
+
+def _words(kind: Any, limits: Iterable[Any] = ()) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(parts[0], [*parts[1:], *limits])
+    if origin in (Union, UnionType):
+        some = [part for part in parts if part is not NoneType]
+        either = _with_limits(", or ".join(_words(part) for part in some), limits)
+        return f"{either}, or null" if NoneType in parts else either
+    return _with_limits(_kind(kind, origin, parts), limits)
+
+
+def _kind(kind: Any, origin: Any, parts: tuple[Any, ...]) -> str:
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (tuple, list):
+        return _list(parts, open_ended=origin is list or parts[-1] is Ellipsis)
+    if origin is dict:
+        return "keys and values" if parts[1] is Any else f"keys and values (each {_words(parts[1])})"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"the keys {', '.join(kind.model_fields)}"
+    return KINDS.get(kind) or getattr(kind, "__name__", str(kind)).lower()
+
+
+def _list(parts: tuple[Any, ...], open_ended: bool) -> str:
+    many = "list" if open_ended else f"list of {len(parts)}"
+    if len(set(parts) - {Ellipsis}) > 1:
+        return many
+    if parts[0] in (int, float, str):
+        return f"{many}{' of' * open_ended} {KINDS[parts[0]]}s"
+    return f"{many} (each {_words(parts[0])})"
+
+
+def _with_limits(words: str, limits: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys([words, *_limits(limits)]))
+
+
+def _limits(limits: Iterable[Any]) -> Iterable[str]:
+    for limit in limits:
+        yield from _limits(limit.metadata if isinstance(limit, FieldInfo) else ())
+        for key, sign in SIGNS.items():
+            if (bound := getattr(limit, key, None)) is not None:
+                yield f"{sign} {int(bound) if bound == int(bound) else bound}"
+        for key, sign in {"min_length": "at least", "max_length": "at most"}.items():
+            if (bound := getattr(limit, key, None)) is not None:
+                yield f"{sign} {bound} entr{'y' if bound == 1 else 'ies'}"
+
+
+# What a plugin asks for -----------------------------------------------------------------------------------------------
 
 
 def _requests(plugin: Plugin) -> Table:

@@ -23,7 +23,7 @@ def status(folder: str) -> int:
 
 
 def _progress(path: Path) -> str:
-    config = read_run(path)
+    config = read_run(path, flag="")
     line = last_json_line(path / "metrics.jsonl")
     skipped = path / "skipped.jsonl"
     bad = len(skipped.read_text().splitlines()) if skipped.exists() else 0

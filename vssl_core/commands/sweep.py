@@ -12,9 +12,11 @@ from rich import get_console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vssl_core.commands.cells import check_cells, check_data
 from vssl_core.commands.estimate import Estimate, estimate, summary
 from vssl_core.commands.evaluate import evaluate_run
-from vssl_core.commands.train import place, train_tree
+from vssl_core.commands.train import train_tree
+from vssl_core.data.sources import place
 from vssl_core.errors import ConfigError
 from vssl_core.plain import flatten, to_tree
 from vssl_core.run.files import last_json_line
@@ -34,6 +36,7 @@ def sweep(
     parallel: int | None,
     overrides: Sequence[str],
     *,
+    evaluation_data: Sequence[str] = (),
     retry_failed: bool = False,
     dry_run: bool = False,
     measure: bool = False,
@@ -44,9 +47,11 @@ def sweep(
         raise ConfigError("--measure: belongs to --dry-run; give both")
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel: {parallel} runs at a time do nothing; give at least 1")
-    settled = read_sweep(file, place(data) if data else None, overrides)
+    settled = read_sweep(file, None if data is None else place(data), overrides, evaluation_data)
     folder = Path(run or Path("runs") / "sweeps" / settled.name)
     runs = runs_of(settled, folder)
+    check_cells(settled, data is not None, cluster)
+    check_data(settled, runs, look=not dry_run and cluster != "slurm")
     if dry_run:
         check_folder(settled, folder)
         return show(settled, runs, measure, given=data is not None)
@@ -184,6 +189,7 @@ def show(settled: Sweep, runs: Sequence[SweepRun], measure: bool, given: bool) -
         + ", ".join(f"{count} {standing}" for standing, count in standings.items())
         + f"), {sum(run.cell.trains for run in runs)} of them trained; evaluations: "
         + (", ".join(settled.evaluations) or "none")
+        + (f", on {', '.join(data.name for data in settled.evaluation_data)}" if settled.evaluation_data else "")
     )
     todo = Counter(run.cell.name for run in runs if run.standing in ("to do", "half done"))
     for line in summary(estimates, todo):

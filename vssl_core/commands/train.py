@@ -14,18 +14,6 @@ from vssl_core.config import RunConfig, build, load_config, to_tree
 from vssl_core.errors import ConfigError, UserError, VsslError
 
 
-def place(text: str) -> tuple[str, str | None]:
-    """(source, root) of a --data argument: SOURCE, SOURCE:ROOT, or a plain path whose kind is found out."""
-    from vssl_core.data.sources import builtin_sources, guess_source
-
-    source, colon, root = text.partition(":")
-    if source in builtin_sources() or (colon and not os.path.exists(text)):
-        return source, root or None
-    if not os.path.exists(text) and not any(mark in text for mark in "/."):
-        return text, None
-    return guess_source(text), text
-
-
 def names(text: str | None) -> list[str] | None:
     """The names of a comma-separated list."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
@@ -33,7 +21,10 @@ def names(text: str | None) -> list[str] | None:
 
 def configure(plugins: str | None, config: str | None, data: str | None, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a command line."""
-    settled = load_config(config, plugins=names(plugins), data=place(data) if data else None, overrides=overrides)
+    from vssl_core.data.sources import place
+
+    found = None if data is None else place(data)
+    settled = load_config(config, plugins=names(plugins), data=found, overrides=overrides)
     if not settled.plugins:
         raise ConfigError(
             "plugins: none is chosen; name some with --plugins, for example --plugins stor,pace,byol (`vssl "

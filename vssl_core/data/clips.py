@@ -120,7 +120,7 @@ class RawBatch:
     visits: list[Visit]  # for each row, with the video that was really read
     groups: list[dict[str, Any]]  # clips (B,n,T+tail,S,S,3) uint8; windows, looks, measures: {name: (B,n,...)}
     ledger: list[dict[str, Any]] = field(default_factory=list)  # videos that could not be read
-    failure: str | None = None
+    failure: str | None = None  # of the first row that could not be read at all: why, and what to do
 
     def slice(self, start: int, stop: int) -> RawBatch:
         """The rows from `start` to `stop`."""
@@ -163,11 +163,13 @@ class Clips(Dataset):
 
     def __getitem__(self, visit: Visit) -> dict[str, Any]:
         ledger: list[dict[str, Any]] = []
+        failure = ""
         for video in self._candidates(visit):
             path = self.videos.path(video)
             try:
                 groups = self.cutter.cut(path, Sample(self.seed, visit.epoch, visit.visit, video))
             except VideoError as error:
+                failure = failure or f"{error}; {error.advice}"
                 ledger.append(
                     {"path": path, "reason": error.reason, "video": video, "epoch": visit.epoch, "replacement": None}
                 )
@@ -175,7 +177,7 @@ class Clips(Dataset):
             for line in ledger:
                 line["replacement"] = path
             return {"visit": Visit(visit.epoch, visit.visit, video), "groups": groups, "ledger": ledger}
-        return {"visit": visit, "groups": None, "ledger": ledger}
+        return {"visit": visit, "groups": None, "ledger": ledger, "failure": failure}
 
     def _candidates(self, visit: Visit) -> Iterator[int]:
         yield visit.video
@@ -195,9 +197,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> RawBatch:
         if read
         else []
     )
-    failure = None
-    if len(read) < len(samples):
-        failure = f"{ledger[0]['path']}: {ledger[0]['reason']}" if ledger else "no video could be read"
+    failure = next((sample["failure"] for sample in samples if sample["groups"] is None), None)
     return RawBatch(torch.tensor([visit.video for visit in visits]), visits, groups, ledger, failure)
 
 
@@ -242,7 +242,7 @@ class ClipLoader:
                         lost(batch.ledger)
                 raise DataError(
                     f"data: none of the {len({line['video'] for line in batch.ledger})} videos that were tried for one "
-                    f"clip could be read, the first was {batch.failure}; run `vssl data check` on the source"
+                    f"clip could be read, the first was {batch.failure}"
                 )
             yield batch
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,17 +18,15 @@ from rich.text import Text
 from vssl_core.data import decode
 from vssl_core.data.check import bar
 from vssl_core.data.containers import sentence
-from vssl_core.data.flow import METHODS, Flow, bounded, estimator, grey_of, vectors
+from vssl_core.data.flow import METHODS, bounded, estimator, grey_of, vectors
+from vssl_core.data.flow_check import Agreement, Compared, agreement
 from vssl_core.data.flow_store import FACTS, PART, FlowStore, Settings, blocks_of, save, true_path
 from vssl_core.data.workers import Lost, each
 from vssl_core.errors import ConfigError, DataError, VideoError, did_you_mean
-from vssl_core.windows import Window, centre_box, span
 
 SKIPPED = "skipped.jsonl"
 CHECKED = 8  # videos whose stored flow is compared with flow taken on the fly
-FRAMES, SIZE = 16, 112  # of the clips that are compared
-LEAST = 0.5  # pixels from frame to frame: a clip in which nothing moves so far says more of rounding than of flow
-ALIKE = 0.5  # a correlation below this says that the folder holds the flow of other frames
+APART = 0.1  # of its length: flow of other frames is further apart, or flow by another method; the same not at all
 
 
 @dataclass(frozen=True)
@@ -86,16 +83,20 @@ def _compare(result: Computed, workers: int, console: Console) -> None:
     found = [outcome for outcome in found if isinstance(outcome, Agreement)]
     if not found:
         return
-    alike = np.mean([outcome.correlation for outcome in found])
-    same = np.mean([outcome.same for outcome in found])
+    apart, alike = (np.mean([getattr(outcome, name) for outcome in found]) for name in ("apart", "correlation"))
+    block, orientation, pair = np.mean([outcome.same for outcome in found], axis=0)
     sentence = (
         f"checked on {len(found)} clips against flow taken on the fly: boundary maps of 4 x 4 blocks correlate by "
-        f"{alike:.3f}, the strongest block is the same in {same:.0%}"
+        f"{alike:.3f}; the strongest block is the same in {block:.0%}, the orientation in it in {orientation:.0%}, the "
+        f"strongest pair of frames in {pair:.0%}"
     )
     console.print(Text(sentence), soft_wrap=True)
-    if alike < ALIKE:
-        folder = result.store.folder
-        raise DataError(f"--out: {folder} does not hold the flow of these videos; remove it and compute it again")
+    if apart > APART:
+        folder, settings = result.store.folder, result.store.settings
+        raise DataError(
+            f"--out: {folder} does not hold the flow of these videos by {settings}: its numbers are {apart:.0%} apart "
+            "from those that are found on the fly; remove it and compute it again"
+        )
 
 
 def compute(
@@ -232,61 +233,6 @@ def _finished(job: Job) -> int | None:
             return int(stored["frame"][0]) - job.settings.stride
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
-
-
-# Checking -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One video whose stored flow is compared with flow taken on the fly."""
-
-    store: FlowStore
-    path: str
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike both are in one clip, by how strong the boundaries of 4 x 4 blocks are."""
-
-    correlation: float
-    same: float  # of u and of v: whether the strongest block is the same, 0, 1/2 or 1
-
-
-def agreement(compared: Compared) -> Agreement | None:
-    """Of a clip in the middle of a video; None where hardly anything moves, or where it is too short."""
-    path, settings = compared.path, compared.store.settings
-    try:
-        facts = decode.scan(path)
-        window = _middle(path, facts, settings.stride)
-        if not window.real.all():
-            return None
-        frames = decode.read(path, window.indices, facts).rgb(window.indices)
-        clip = np.empty((FRAMES, SIZE, SIZE, 3), np.uint8)
-        here, stored = (
-            flow(frames, clip, window) for flow in (Flow(settings.method), Flow(folder=compared.store.folder))
-        )
-    except VideoError:
-        return None
-    if np.abs(here).max() < LEAST or not np.abs(stored).max() > 0:
-        return None
-    here, stored = _strengths(here), _strengths(stored)
-    same = (here.argmax(axis=1) == stored.argmax(axis=1)).mean()
-    return Agreement(float(np.corrcoef(here.ravel(), stored.ravel())[0, 1]), float(same))
-
-
-def _middle(path: str, facts: decode.Scan, stride: int) -> Window:
-    """The clip in the middle of a video."""
-    size = facts.height, facts.width
-    start = Fraction(max(facts.frames - span(FRAMES, Fraction(stride)), 0) // 2)
-    return Window(0, 0, 0, facts.frames, start, Fraction(stride), FRAMES, 0, centre_box(size), size, path=path)
-
-
-def _strengths(flow: np.ndarray) -> np.ndarray:
-    """(2, 16) how strong the boundaries of u and of v are in 4 x 4 blocks of a flow (n, 2, S, S), n added up."""
-    down, across = np.gradient(flow.sum(axis=0), axis=(-2, -1))
-    quarter = flow.shape[-1] // 4
-    return np.hypot(down, across).reshape(2, 4, quarter, 4, quarter).mean(axis=(2, 4)).reshape(2, 16)
 
 
 def some(paths: Sequence[str], count: int) -> list[str]:

@@ -99,7 +99,12 @@ class FlowStore:
         for candidate in candidates:
             if os.path.isfile(candidate):
                 return candidate
-        raise VideoError(path, f"has no flow in {self.folder}; compute it with `vssl data flow`")
+        raise VideoError(
+            path,
+            f"has no flow in {self.folder}, which is made of the videos below {self.root}",
+            f"compute it with `vssl data flow SOURCE:ROOT --out FOLDER --method {self.settings.method}`, and name that "
+            "folder",
+        )
 
     def read(self, window: Window, moving: np.ndarray, size: int) -> np.ndarray:
         """(n, 2, size, size): the flow in a window's box, as filmed, from the frames where `moving` holds to the next.

@@ -106,7 +106,8 @@ def _videos_below(root: str, part: str) -> list[str]:
     paths = [part + path for path in walk(f"{root}/{part}")]
     if not paths:
         few = ", ".join(sorted(VIDEO_SUFFIXES)[:4])
-        raise DataError(f"{root}/{part}: no video file in it or below it; looked for {few} and others")
+        advice = f"give a folder that holds videos ({few} and others)"
+        raise DataError(f"{root}/{part}: no video file in it or below it; {advice}")
     return paths
 
 

@@ -223,7 +223,7 @@ def list_files(root: str | None, source: str, suffixes: Sequence[str], tests: Se
     if g_pathmgr.isfile(root):
         return [root]
     if not g_pathmgr.isdir(root):
-        raise DataError(f"data source '{source}': {root}: no such file or folder")
+        raise DataError(f"data source '{source}': {root}: no such file or folder; give a list, or its folder")
     for folder in (root, f"{root}/annotations"):
         for suffix in suffixes:
             if g_pathmgr.isfile(train := f"{folder}/train{suffix}"):

@@ -37,7 +37,8 @@ def hmdb51_source(root: str | None, options: SourceOptions) -> Splits:
         if files := sorted(name for name in names if name.endswith(ending)):
             break
     else:
-        raise DataError(f"data source 'hmdb51': {root}/testTrainMulti_7030_splits: no official lists *{ending} in it")
+        where = f"data source 'hmdb51': {root}/testTrainMulti_7030_splits"
+        raise DataError(f"{where}: no official lists *{ending} in it; put them there")
     classes = [file.removesuffix(ending) for file in files]
     sides: tuple[Listed, Listed] = ([], [])
     for label, file in enumerate(files):
@@ -95,9 +96,8 @@ def _folder_with_class_index(root: str) -> str:
     for folder in (f"{root}/ucfTrainTestlist", f"{root}/splits", root, f"{os.path.dirname(root)}/ucfTrainTestlist"):
         if g_pathmgr.isfile(f"{folder}/classInd.txt"):
             return folder
-    raise DataError(
-        f"data source 'ucf101': {root}/ucfTrainTestlist: the official lists (classInd.txt, ...) are not there"
-    )
+    where = f"data source 'ucf101': {root}/ucfTrainTestlist"
+    raise DataError(f"{where}: the official lists (classInd.txt, ...) are not there; put them there")
 
 
 def _class_index(file: str) -> list[str]:

@@ -14,7 +14,7 @@ from vssl_core.data.splits import refuse_leaks
 from vssl_core.data.videos import SourceOptions, Splits, Videos, absolute
 from vssl_core.errors import DataError, did_you_mean
 
-__all__ = ["SourceOptions", "Splits", "Videos", "builtin_sources", "guess_source", "open_source"]
+__all__ = ["SourceOptions", "Splits", "Videos", "builtin_sources", "guess_source", "open_source", "place", "source_of"]
 
 Source = Callable[[str | None, SourceOptions], Splits]
 
@@ -38,18 +38,39 @@ def _demo_source(root: str | None, options: SourceOptions) -> Splits:
     return demo_source(root, options)
 
 
-def open_source(name: str, root: str | None, options: SourceOptions, offered: Mapping[str, Source]) -> Splits:
-    """The lists that the source of this name gives; a DataError says what is wrong with the name, root or files."""
+def source_of(name: str, offered: Mapping[str, Source]) -> Source:
+    """The source of this name; a DataError names those that there are."""
     if name not in offered:
         known = ", ".join(sorted(offered))
         raise DataError(f"data.source: no source is named '{name}' (there are {known}){did_you_mean(name, offered)}")
-    splits = offered[name](root, options)
+    return offered[name]
+
+
+def open_source(name: str, root: str | None, options: SourceOptions, offered: Mapping[str, Source]) -> Splits:
+    """The lists that the source of this name gives; a DataError says what is wrong with the name, root or files."""
+    splits = source_of(name, offered)(root, options)
     if not isinstance(splits, Splits):
         raise DataError(f"data source '{name}': must return Splits, returned {type(splits).__name__}")
     if not len(splits.train):
         raise DataError(f"data source '{name}': no video for training in {root}")
     refuse_leaks(splits)
     return splits
+
+
+def place(text: str) -> tuple[str, str | None]:
+    """(source, root) of a --data argument: SOURCE, SOURCE:ROOT, or a plain path whose kind is found out.
+
+    Raises `DataError` for an empty text, such as a variable of the shell that is not set, and for a path that is not
+    there.
+    """
+    if not text.strip():
+        raise DataError("--data: is empty; give SOURCE, SOURCE:ROOT or a path")
+    source, colon, root = text.partition(":")
+    if source in builtin_sources() or (colon and not os.path.exists(text)):
+        return source, root or None
+    if not os.path.exists(text) and not any(mark in text for mark in "/."):
+        return text, None
+    return guess_source(text), text
 
 
 def guess_source(path: str) -> str:

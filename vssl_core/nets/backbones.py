@@ -43,6 +43,7 @@ def _build(family: str, name: str, **options: object) -> Backbone:
     known = inspect.signature(builder).parameters
     for option in options:
         if option not in known:
-            choice = f"it takes {', '.join(known)}" if known else "it takes no options"
-            raise ConfigError(f"backbone.{option}: '{name}' has no such option{did_you_mean(option, known)}; {choice}")
+            choice = f"; it takes {', '.join(known)}" if known else "; it takes no options"
+            advice = did_you_mean(option, known) or choice
+            raise ConfigError(f"backbone.options.{option}: '{name}' has no such option{advice}")
     return builder(**options)

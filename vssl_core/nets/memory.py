@@ -71,19 +71,21 @@ class MemoryBank(nn.Module):
         banks = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
         if free is not None and needed * banks > free:
             many = f" for each of {banks} ranks" if banks > 1 else ""
+            other = "start fewer ranks on a machine, " if banks > 1 else ""
+            other = other if device.type == "cpu" else "spread them over more GPUs, "
             raise ConfigError(
                 f"{self.where}: {places:,} rows of {features} numbers need {needed / 1e9:,.3g} GB{many}, and "
-                f"{free / 1e9:,.3g} GB are free on {device.type}; keep them in half precision, spread them over more "
-                "ranks, or hold fewer"
+                f"{free / 1e9:,.3g} GB are free on {device.type}; keep them in half precision, {other}or hold fewer"
             )
 
 
 class ShardedMemoryBank(MemoryBank):
     """The same bank, of which each rank's GPU holds a share; reads are computed where the rows lie.
 
-    What travels is queries and dot products, a thousandth of the rows. All rows stand in the memory of the host, equal
-    on every rank, for checkpoints: there the bank is moved, and the share on the GPU follows. Without a GPU the share
-    is a part of them.
+    What travels is queries, places and dot products: 12 bytes for each row that a rank meets and each rank there
+    is, where a row has 2 or 4 for each of its numbers. All rows stand in the memory of the host, once for each of its
+    ranks and equal on all, for checkpoints: there the bank is moved, and the share on the GPU follows. So it is GPU
+    memory that sharding spares; without a GPU the share is a part of the whole.
     """
 
     share: Tensor | None  # (at most places / ranks, D) on the GPU; None without one
@@ -95,7 +97,7 @@ class ShardedMemoryBank(MemoryBank):
             return dots(queries, near[places])
         from fvcore.nn.distributed import differentiable_all_reduce
 
-        everyone, wanted = gather(queries), gather(places) - first  # (A of all ranks, D), (A of all ranks, K)
+        everyone, wanted = gather(queries), gather(places.int()).long() - first  # (A of all ranks, D), (..., K)
         here = (wanted >= 0) & (wanted < len(near))
         most = int(here.sum(dim=1).max())  # rows of this share that one query meets
         columns = here.int().argsort(dim=1, descending=True, stable=True)[:, :most]

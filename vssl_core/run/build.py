@@ -75,9 +75,12 @@ def open_data(config: RunConfig, manager: pluggy.PluginManager) -> Splits:
     """The lists of videos that the configuration names."""
     section = config.data
     options = SourceOptions(split=section.split, test_fraction=section.test_fraction, group=section.group)
-    return open_source(
-        section.source, section.root, options, offered([builtin_sources(), *manager.hook.vssl_sources()], "source")
-    )
+    return open_source(section.source, section.root, options, sources_of(manager))
+
+
+def sources_of(manager: pluggy.PluginManager) -> dict[str, Callable]:
+    """All sources that there are, by name: ours and those of the plugins."""
+    return offered([builtin_sources(), *manager.hook.vssl_sources()], "source")
 
 
 def offered(offers: list[Mapping[str, Callable]], what: str) -> dict[str, Callable]:
@@ -151,7 +154,8 @@ def build_parts(chosen: Chosen, videos: int, prepare_backbone: Callable[[nn.Modu
     trained = [name for name, plugin in chosen.plugins.items() if plugin.objective]
     if not trained:
         raise PluginError(
-            f"plugins: {', '.join(chosen.plugins)} train nothing; choose at least one plugin with an objective"
+            f"plugins: {', '.join(chosen.plugins)} train{'s' * (len(chosen.plugins) == 1)} nothing; "
+            "choose at least one plugin with an objective"
         )
     backbone = make_backbone(config, chosen.manager)
     if prepare_backbone:

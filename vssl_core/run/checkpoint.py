@@ -20,6 +20,9 @@ from vssl_core.run.files import write_atomically
 FORMAT = 1
 KEYS = {"config", "videos", "step", "epoch", "position", "order", "ensemble", "optimizer", "scaler", "generators"}
 NAME = "checkpoint.pt"
+ELSE = "delete it, or put one of checkpoints/ in its place"  # what to do about a run's checkpoint
+CUT = "it is cut short, or another kind of file"
+START = "give a run folder, a checkpoint or a safetensors file"  # what `init` takes
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -27,9 +30,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's values; `CheckpointError` for a file that is cut short, foreign or of another format."""
-    instead = "delete it, or put one of checkpoints/ in its place"
+def load(path: Path, instead: str = ELSE) -> dict[str, Any]:
+    """A checkpoint's values; `CheckpointError` for a file that is cut short, foreign or of another format.
+
+    `instead` is what to do then.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a foreign file is told below, in one sentence
@@ -40,32 +45,39 @@ def load(path: Path) -> dict[str, Any]:
         what = "holds something else than tensors and plain values, perhaps code, and was not loaded"
         raise CheckpointError(f"{path}: {what}; {instead}") from error
     except Exception as error:  # a cut file, a text file, a folder: torch raises half a dozen kinds
-        raise CheckpointError(f"{path}: is not a whole checkpoint ({_first_sentence(error)}); {instead}") from error
+        why = error.strerror if isinstance(error, OSError) else None
+        raise CheckpointError(f"{path}: is not a whole checkpoint ({why or CUT}); {instead}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not KEYS <= set(state):
         raise CheckpointError(f"{path}: is not a checkpoint of this version of vssl (format {FORMAT}); {instead}")
     return state
 
 
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).partition(". ")[0][:120] or type(error).__name__
-
-
-def restore_module(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a module's whole state; one sentence where names or shapes differ."""
-    own = module.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, this run needs {tuple(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if missing or extra or shapes:
-        first = next(iter(shapes or [f"{(missing or extra)[0]} is {'missing' if missing else 'not part of this run'}"]))
-        raise CheckpointError(
-            f"{where}: holds another architecture ({first}, {len(missing) + len(extra) + len(shapes)} differences); "
-            "use the configuration it was made with, or another --run"
-        )
+def restore_module(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    instead: str = "use the configuration it was made with, or another --run",
+) -> None:
+    """Load a module's whole state; one sentence where names or shapes differ, `instead` being what to do then."""
+    found = _differences(module.state_dict(), state)
+    if found:
+        raise CheckpointError(f"{where}: holds another architecture ({_told(found)}); {instead}")
     module.load_state_dict(dict(state))
+
+
+def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Where a state does not fit: shapes first, then what is missing, then what is too much."""
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, {tuple(value.shape)} is needed"
+        for name, value in own.items()
+        if name in state and value.shape != state[name].shape
+    ]
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    return [*shapes, *(f"{name} is missing" for name in missing), *(f"{name} is not needed" for name in extra)]
+
+
+def _told(differences: Sequence[str]) -> str:
+    return f"{differences[0]}, {len(differences)} difference{'s' * (len(differences) > 1)}"
 
 
 def generators() -> dict[str, Any]:
@@ -110,9 +122,10 @@ def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     own = modules.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not any(name.startswith("backbone.") for name in fitting):
-        raise CheckpointError(
-            f"init: {path} holds nothing that fits this backbone; choose weights of the same backbone"
-        )
+        needed = {name: value for name, value in own.items() if name.startswith("backbone.")}
+        given = {name: value for name, value in state.items() if name.startswith("backbone.")}
+        what = f"holds nothing that fits this backbone ({_told(_differences(needed, given))})"
+        raise CheckpointError(f"init: {path}: {what}; choose weights of the same backbone")
     modules.load_state_dict(fitting, strict=False)
     return sorted(set(own) - set(fitting)), sorted(set(state) - set(fitting))
 
@@ -120,12 +133,18 @@ def start_from(modules: nn.Module, path: Path) -> tuple[list[str], list[str]]:
 def _weights_of(path: Path) -> dict[str, Tensor]:
     from vssl_core.run.weights import WEIGHTS, read_weights
 
+    file = path
     if path.is_dir():
-        path = path / NAME if (path / NAME).exists() else path / WEIGHTS
-    if path.suffix == ".safetensors":
-        return {f"backbone.{name}": value for name, value in read_weights(path).items()}
-    state = load(path)
-    return state["ensemble"]
+        file = next((path / name for name in (NAME, WEIGHTS) if (path / name).exists()), path)
+    if not file.is_file():
+        what = "holds no run that has saved" if path.is_dir() else "there is no such file or folder"
+        raise CheckpointError(f"init: {path}: {what}; {START}")
+    try:
+        if file.suffix == ".safetensors":
+            return {f"backbone.{name}": value for name, value in read_weights(file, START).items()}
+        return load(file, START)["ensemble"]
+    except CheckpointError as error:
+        raise CheckpointError(f"init: {error}") from error
 
 
 def start_backbone(backbone: nn.Module, init: Path | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vssl_core.data.batches import PreparedClip
 from vssl_core.distributed import rank, world_size
-from vssl_core.errors import VsslError
+from vssl_core.errors import ConfigError, VsslError
 from vssl_core.joining import Plan
 from vssl_core.nets.batchnorm import normalisations, still
 from vssl_core.objective import Combiner, Objective, PluginConfig, Shared, Terms, is_scalar
@@ -173,6 +173,11 @@ class Ensemble(nn.Module):
         except VsslError:
             raise
         except Exception as error:
+            if len(batch) == 1 and "more than 1 value per channel" in str(error):
+                raise ConfigError(
+                    f"batch_size: objective '{name}' saw one video at a time, and batch normalisation needs two; "
+                    "raise it, or lower optim.accumulate or the number of ranks"
+                ) from None
             raise ObjectiveError(f"objective '{name}': {type(error).__name__}: {error} ({seen(slots)})") from error
         check_terms(name, terms, slots, rows=len(batch), trained=torch.is_grad_enabled())
         check_finite_terms(name, terms, slots, step.step + 1)

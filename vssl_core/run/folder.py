@@ -17,6 +17,7 @@ from vssl_core.run.files import is_leftover, write_atomically, write_json
 from vssl_core.run.launch_records import FOLDER as LAUNCHED
 
 CONFIG = "config.yaml"
+EVALUATIONS = "evaluations"  # of the run's own data; of other data in a folder of its name below
 
 
 def open_run(chosen: Chosen, splits: Splits, folder: Path) -> Run:
@@ -42,11 +43,11 @@ def check_folder(config: RunConfig, folder: Path) -> None:
     _saved(config, folder)
 
 
-def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run folder."""
+def read_run(folder: Path, flag: str = "--run ") -> RunConfig:
+    """The configuration of a run folder; `flag` is what stands before it on the command line."""
     path = folder / CONFIG
     if not path.exists():
-        raise CheckpointError(f"--run {folder}: holds no run (there is no {CONFIG}); give the folder of a run")
+        raise CheckpointError(f"{flag}{folder}: holds no run (there is no {CONFIG}); give the folder of a run")
     return build(RunConfig, read_yaml(str(path)), str(path))
 
 

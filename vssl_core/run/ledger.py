@@ -24,11 +24,13 @@ class Ledger:
     def __init__(self, path: Path | None, videos: int, max_bad_fraction: float) -> None:
         self.path, self.videos, self.max_bad_fraction = path, videos, max_bad_fraction
         self.met: set[str] = set()  # by this process
+        self._first = ""
         self._written = set(_paths(path)) if path else set()
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines that are new. Raises `DataError` above the allowed share."""
         new = {line["path"]: line for line in lines if line["path"] not in self.met}
+        self._first = self._first or next((f"{path}: {line['reason']}" for path, line in new.items()), "")
         if not new:
             return
         self.met.update(new)
@@ -44,8 +46,8 @@ class Ledger:
             where = f", listed in {self.path}" if self.path else ""
             raise DataError(
                 f"data: {len(self.met)} of {self.videos} videos cannot be read, more than data.max_bad_fraction = "
-                f"{self.max_bad_fraction:g} allows{where}; mend them (`vssl data check` finds them all), or raise "
-                "data.max_bad_fraction"
+                f"{self.max_bad_fraction:g} allows{where}, the first was {self._first}; mend them (`vssl data check` "
+                "finds all that are damaged), or raise data.max_bad_fraction"
             )
 
 

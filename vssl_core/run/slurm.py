@@ -75,7 +75,13 @@ def check_partition(name: str | None, minutes: float) -> None:
 
     Slurm itself may take such a job and never start it. `SlurmError` where the cluster does not answer.
     """
-    rows = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%R|%P|%l").splitlines()]
+    try:
+        rows = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%R|%P|%l").splitlines()]
+    except SlurmError as error:
+        raise SlurmError(
+            f"--launch slurm: Slurm does not answer here ({error}); "
+            "run this on a login node of your cluster, or name its settings in SLURM_CONF"
+        ) from None
     limits = {plain: minutes_of(limit) for plain, _, limit in rows}
     marked = [plain for plain, shown, _ in rows if shown.endswith("*")]  # the default one
     chosen = name.split(",") if name is not None else marked[:1]

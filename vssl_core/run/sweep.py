@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vssl_core.config import Plugins, RunConfig, Section, build_options, settle
+from vssl_core.data.named import DataSet, data_sets
 from vssl_core.errors import ConfigError, UserError
 from vssl_core.plain import build, read_yaml, to_tree
 from vssl_core.plugins import load
@@ -62,11 +63,16 @@ class SweepFile(Section):
     evaluations: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(
         description="what each run is judged by: names, or {name: options}"
     )
+    evaluation_data: tuple[str, ...] = Field(
+        (), description="on which data, as [NAME=]SOURCE[:ROOT]; none: on what the run was trained on"
+    )
     columns: tuple[str, ...] | None = Field(
         None, description="metrics of the table, * for any; null: those without a prefix, and those of the paper"
     )
     cells: tuple[CellSection, ...] | None = Field(None, min_length=1, description="the rows, one by one")
-    grid: dict[str, list[Any]] | None = Field(None, min_length=1, description="{key: values}: every combination")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="{key: values}: every combination"
+    )
     powerset: tuple[str, ...] | None = Field(None, min_length=1, description="plugins: every subset, the empty one too")
 
     @field_validator("seeds", "powerset")
@@ -120,6 +126,7 @@ class Sweep:
     evaluations: Mapping[str, Mapping[str, Any]]
     cells: tuple[Cell, ...]
     columns: tuple[str, ...] | None = None
+    evaluation_data: tuple[DataSet, ...] = ()  # none: each run is judged on its own
 
     @property
     def name(self) -> str:
@@ -135,18 +142,27 @@ class Sweep:
         ]
 
 
-def read_sweep(path: str, data: tuple[str, str | None] | None = None, overrides: Sequence[str] = ()) -> Sweep:
+def read_sweep(
+    path: str,
+    data: tuple[str, str | None] | None = None,
+    overrides: Sequence[str] = (),
+    evaluation_data: Sequence[str] = (),
+) -> Sweep:
     """A sweep file with every cell resolved as `vssl train` would; the first mistake is one sentence.
 
-    `data` and `overrides` change the base, or the options of an evaluation where they begin with `plugins.<its name>`.
+    `data` and `overrides` change the base, or the options of an evaluation where they begin with `plugins.<its name>`;
+    `evaluation_data` is added to the file's, or takes the place of what has the same name there.
 
     Raises:
         ConfigError, PluginError: a key, a value, a plugin or an option that cannot be, with the file and the cell.
+        DataError: data to judge on that cannot be.
     """
     file = build(SweepFile, read_yaml(path), path)
     mine = [override for override in overrides if override.startswith(tuple(f"plugins.{n}." for n in file.evaluations))]
     theirs = [override for override in overrides if override not in mine]
     evaluations = _evaluations(path, file, mine)
+    judged = data_sets(file.evaluation_data, f"{path}: evaluation_data")
+    judged |= data_sets(evaluation_data, "--evaluation-data")
     tree, where = _base(path, file.base)
     _refuse_seed("the command line", [override.partition("=")[0] for override in theirs])
     base = settle(tree, where, data=data, overrides=theirs)
@@ -154,7 +170,7 @@ def read_sweep(path: str, data: tuple[str, str | None] | None = None, overrides:
     _refuse_unheard(path, file, theirs, sections)
     cells = tuple(_cell(path, base, section) for section in sections)
     _refuse_twins(path, cells)
-    return Sweep(path, base, file.seeds, evaluations, cells, file.columns)
+    return Sweep(path, base, file.seeds, evaluations, cells, file.columns, tuple(judged.values()))
 
 
 def _base(path: str, base: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

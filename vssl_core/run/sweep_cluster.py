@@ -16,7 +16,6 @@ from vssl_core.plain import to_tree
 from vssl_core.run import launch_records as records
 from vssl_core.run import slurm
 from vssl_core.run.files import read_json, write_json
-from vssl_core.run.launch import check
 from vssl_core.run.launch_array import Element, launch_array
 from vssl_core.run.launch_records import Submitted
 from vssl_core.run.sweep_runs import SweepRun
@@ -48,7 +47,7 @@ class OnCluster:
     def __init__(
         self, runs: Sequence[SweepRun], place: Path, at_once: int | None, tell: Tell, work: Mapping[str, Work]
     ) -> None:
-        """`work` trains, given a folder and a plain configuration, and evaluates, given a folder, names and options."""
+        """`work` trains, given a folder and a plain configuration, and evaluates, given a folder and calls."""
         self.waiting = list(runs)
         self.place, self.at_once = place, at_once
         self._work = work
@@ -93,8 +92,6 @@ class OnCluster:
                 save_untrained(run.cell.with_seed(run.seed), run.folder)
         train = [run for run in self.waiting if not run.trained]
         only_evaluate = [run for run in self.waiting if run.trained]
-        for cell in dict.fromkeys(run.cell for run in train):
-            check(cell.config, "slurm")  # all, before the first is in the queue
         for runs in _alike(train):
             self._remember(runs, "train", self._array("train", runs, None))
             array = self._jobs[runs[0]]["train"].partition("_")[0]
@@ -178,5 +175,4 @@ def _alike(runs: Iterable[SweepRun]) -> Iterator[list[SweepRun]]:
 def _words(what: str, run: SweepRun) -> tuple[Any, ...]:
     if what == "train":
         return str(run.folder.resolve()), to_tree(run.cell.with_seed(run.seed))
-    missing = run.missing
-    return str(run.folder.resolve()), ",".join(missing), run.sweep.evaluation_overrides(missing)
+    return str(run.folder.resolve()), run.to_evaluate

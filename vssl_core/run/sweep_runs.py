@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vssl_core.config import Section, differences
+from vssl_core.data.named import DataSet
 from vssl_core.errors import ConfigError
 from vssl_core.plain import build, flatten, read_yaml, to_tree, to_yaml
 from vssl_core.run.files import explained, is_leftover, read_json, write_atomically, write_json
-from vssl_core.run.folder import CONFIG, read_run
+from vssl_core.run.folder import CONFIG, EVALUATIONS, read_run
 from vssl_core.run.sweep import Cell, Sweep
 from vssl_core.run.untrained import save_untrained
 from vssl_core.run.weights import CARD, WEIGHTS
@@ -59,17 +61,28 @@ class SweepRun:
         card = read_json(self.folder / CARD)
         return (self.folder / WEIGHTS).exists() and card is not None and card["epochs"] >= epochs
 
-    def result(self, evaluation: str) -> dict[str, Any] | None:
-        """What an evaluation of the present weights found, or None."""
-        found = read_json(self.folder / "evaluations" / f"{evaluation}.json")
+    @property
+    def judged_on(self) -> tuple[DataSet, ...]:
+        """The data of its evaluations: what it was trained on, where the sweep names none."""
+        own = self.cell.config.data
+        return self.sweep.evaluation_data or (DataSet(own.source, own.source, own.root),)
+
+    def results(self, data: DataSet) -> Path:
+        """The folder with what evaluations found on this data, as `vssl evaluate` fills it."""
+        place = self.folder / EVALUATIONS
+        return place if data.is_of(self.cell.config.data) else place / data.name
+
+    def result(self, evaluation: str, data: DataSet) -> dict[str, Any] | None:
+        """What an evaluation of the present weights found on this data, or None."""
+        found = read_json(self.results(data) / f"{evaluation}.json")
         if found is None or found["hashes"]["weights"] != _digest(self.folder / WEIGHTS):
             return None
         return found
 
-    def scores(self, evaluation: str) -> dict[str, dict[str, float]]:
+    def scores(self, evaluation: str, data: DataSet) -> dict[str, dict[str, float]]:
         """{metric: {video: its score in percent}}, of the metrics that have one for each video."""
         try:
-            with open(self.folder / "evaluations" / f"{evaluation}.videos.csv", newline="", encoding="utf-8") as file:
+            with open(self.results(data) / f"{evaluation}.videos.csv", newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             metrics = [key for key in (rows[0] if rows else {}) if key != "video"]
             return {metric: {row["video"]: float(row[metric]) for row in rows} for metric in metrics}
@@ -77,9 +90,26 @@ class SweepRun:
             return {}
 
     @property
-    def missing(self) -> list[str]:
-        """The evaluations that are still to be made."""
-        return [name for name in self.sweep.evaluations if self.result(name) is None]
+    def missing(self) -> dict[DataSet, list[str]]:
+        """The evaluations that are still to be made, on each data set that misses any."""
+        left = {
+            data: [name for name in self.sweep.evaluations if self.result(name, data) is None]
+            for data in self.judged_on
+        }
+        return {data: names for data, names in left.items() if names}
+
+    @property
+    def to_evaluate(self) -> list[tuple[str, str | None, list[str]]]:
+        """What is missing as `vssl evaluate` takes it, a call for each data set: evaluations, --data, overrides."""
+        calls = []
+        for data, names in self.missing.items():
+            options = self.sweep.evaluation_overrides(names)
+            if not data.is_of(self.cell.config.data):
+                calls.append((",".join(names), str(data), options))
+            else:  # which may have moved since
+                root = [] if data.root is None else [f"data.root={json.dumps(data.root, ensure_ascii=False)}"]
+                calls.append((",".join(names), None, [*options, *root]))
+        return calls
 
     @property
     def failure(self) -> str | None:
@@ -106,9 +136,9 @@ class SweepRun:
             return ["train", "--config", str(self.beside("yaml")), "--run", str(self.folder)]
         if not self.trained:
             save_untrained(self.cell.with_seed(self.seed), self.folder)
-        if missing := self.missing:
-            options = self.sweep.evaluation_overrides(missing)
-            return ["evaluate", "--run", str(self.folder), "--evaluations", ",".join(missing), *options]
+        for names, data, options in self.to_evaluate[:1]:
+            on = [] if data is None else ["--data", data]
+            return ["evaluate", "--run", str(self.folder), "--evaluations", names, *on, *options]
         return None
 
     def fail(self, command: str, error: str) -> None:
@@ -141,7 +171,7 @@ def _digest_of(path: Path, *about: int) -> str:
 
 
 def check_folder(sweep: Sweep, place: Path) -> None:
-    """A sweep may grow in its folder, by cells, seeds and evaluations; what is there already may not change.
+    """A sweep may grow in its folder, by cells, seeds, evaluations and their data; what is there may not change.
 
     Raises:
         ConfigError: the folder holds something else, another sweep, or runs of other configurations.
@@ -158,7 +188,7 @@ def check_folder(sweep: Sweep, place: Path) -> None:
         if changes:
             raise ConfigError(
                 f"--run {place}: holds a sweep that differs from {sweep.path} ({'; '.join(changes)}); "
-                "choose another --run, or undo the change (cells, seeds and evaluations may be added)"
+                "choose another --run, or undo the change (cells, seeds, evaluations and evaluation data may be added)"
             )
     elif names - {LOCK}:
         first = min(names - {LOCK})
@@ -182,6 +212,7 @@ class Record(Section):
 
     seeds: tuple[int, ...]
     evaluations: dict[str, dict[str, Any]]
+    evaluation_data: dict[str, dict[str, str]] = {}  # {name: its source}: roots may move
     cells: dict[str, dict[str, Any]]  # {name: configuration}, the seed being 0
 
 
@@ -190,6 +221,7 @@ def record(sweep: Sweep) -> Record:
     return Record(
         seeds=sweep.seeds,
         evaluations={name: dict(options) for name, options in sweep.evaluations.items()},
+        evaluation_data={data.name: {"source": data.source} for data in sweep.evaluation_data},
         cells={cell.name: to_tree(cell.with_seed(0)) for cell in sweep.cells},
     )
 
@@ -199,7 +231,7 @@ def _changes(before: Record, after: Record) -> Iterator[str]:
     gone = [seed for seed in before.seeds if seed not in after.seeds]
     if gone:
         yield f"seeds: {', '.join(map(str, gone))} gone"
-    for kind in ("evaluations", "cells"):
+    for kind in ("evaluations", "evaluation_data", "cells"):
         there = getattr(after, kind)
         for name, options in getattr(before, kind).items():
             if name not in there:

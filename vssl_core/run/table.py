@@ -13,6 +13,7 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any
 
+from vssl_core.data.named import DataSet
 from vssl_core.plain import flatten
 from vssl_core.run.significance import Difference, Scores, differences
 from vssl_core.run.sweep import Sweep
@@ -141,14 +142,42 @@ def spread(values: Sequence[float]) -> str:
 # From the runs to the table -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What an evaluation of a run found on a data set."""
+
+    run: SweepRun
+    data: DataSet
+    evaluation: str
+    result: Mapping[str, Any]
+
+    @property
+    def prefix(self) -> str:
+        """What its metrics begin with."""
+        return f"{self.data.name}/{self.evaluation}"
+
+    @property
+    def hashes(self) -> tuple[str, str]:
+        """Those of protocol and split: equal where numbers share a column."""
+        return self.result["hashes"]["protocol"], self.result["hashes"]["split"]
+
+
+def _results(runs: Sequence[SweepRun]) -> Iterator[Found]:
+    for run in runs:
+        for data in run.judged_on:
+            for name in run.sweep.evaluations:
+                if found := run.result(name, data):
+                    yield Found(run, data, name, found)
+
+
 def table_of(sweep: Sweep, runs: Sequence[SweepRun]) -> Table:
     """What the runs have found so far."""
     columns: list[Column] = []
     notes = list(_left(runs))
-    results = [(run, name, found) for run in runs for name in sweep.evaluations if (found := run.result(name))]
-    for prefix in dict.fromkeys(_prefix(run, name) for run, name, _ in results):
-        group = [(run, name, found) for run, name, found in results if _prefix(run, name) == prefix]
-        variants = {_hashes(found): found["protocol"] for _, _, found in group}
+    results = list(_results(runs))
+    for prefix in dict.fromkeys(found.prefix for found in results):
+        group = [found for found in results if found.prefix == prefix]
+        variants = {found.hashes: found.result["protocol"] for found in group}
         columns += _columns(prefix, group, list(variants))
         if len(variants) > 1:
             notes.append(_note(prefix, variants))
@@ -173,30 +202,21 @@ def _left(runs: Sequence[SweepRun]) -> Iterator[str]:
         yield f"not done yet: {'; '.join(coming)}"
 
 
-def _prefix(run: SweepRun, evaluation: str) -> str:
-    return f"{run.cell.config.data.source}/{evaluation}"
-
-
-def _hashes(found: Mapping[str, Any]) -> tuple[str, str]:
-    return found["hashes"]["protocol"], found["hashes"]["split"]
-
-
-def _columns(
-    prefix: str, group: Sequence[tuple[SweepRun, str, Mapping[str, Any]]], variants: Sequence[tuple[str, str]]
-) -> list[Column]:
+def _columns(prefix: str, group: Sequence[Found], variants: Sequence[tuple[str, str]]) -> list[Column]:
     columns = []
     for number, variant in enumerate(variants):
         values: dict[str, dict[str, list[float]]] = {}
         scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
-        for run, name, found in group:
-            if _hashes(found) == variant:
-                for metric, value in found["metrics"].items():
+        for found in group:
+            if found.hashes == variant:
+                run = found.run
+                for metric, value in found.result["metrics"].items():
                     values.setdefault(metric, {}).setdefault(run.cell.name, []).append(value)
-                for metric, videos in run.scores(name).items():
+                for metric, videos in run.scores(found.evaluation, found.data).items():
                     scores.setdefault(metric, {}).setdefault(run.cell.name, {})[run.seed] = videos
         which = number if len(variants) > 1 else None
         columns += [
-            Column(f"{prefix}/{metric}", which, found, scores.get(metric, {})) for metric, found in values.items()
+            Column(f"{prefix}/{metric}", which, cells, scores.get(metric, {})) for metric, cells in values.items()
         ]
     return columns
 

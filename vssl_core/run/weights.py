@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vssl_core.errors import CheckpointError
+from vssl_core.run.checkpoint import CUT, restore_module
 from vssl_core.run.files import write_atomically, write_json
 
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
@@ -33,15 +34,18 @@ def read_card(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which cannot hold code."""
+def read_weights(path: Path, instead: str = "put a whole one in its place") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which cannot hold code; `instead` is what to do where it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file; {instead}") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else None
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({why or CUT}); {instead}") from error
 
 
 def load_backbone(folder: str | Path) -> nn.Module:
@@ -55,11 +59,7 @@ def load_backbone(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     card = read_card(folder)
     backbone = build_backbone(card["name"], **card.get("options", {}))
-    try:
-        backbone.load_state_dict(read_weights(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: does not fit a {card['name']} ({' '.join(str(error).split())})"
-        ) from error
+    instead = f"{CARD} says that it is a {card['name']}: take both from one run"
+    restore_module(backbone, read_weights(folder / WEIGHTS), str(folder / WEIGHTS), instead)
     backbone.card = card
     return backbone.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from math import ceil, exp, floor, log, sqrt
+from operator import mul
 from types import SimpleNamespace
 
 import numpy as np
@@ -277,13 +278,25 @@ def test_the_contrast_with_clusters_is_the_one_in_loops(rows: int, clusters: int
     ranks = torch.rand(rows, clusters, generator=generator)
     some_of_them = negatives < clusters - 1
     found, accuracy = against_clusters(queries, own, prototypes, spread, negatives, ranks if some_of_them else None)
-    wanted = []
+    wanted, first = [], []
     for query, cluster, order in zip(queries.tolist(), own.tolist(), ranks.tolist(), strict=True):
         others = sorted((other for other in range(clusters) if other != cluster), key=order.__getitem__)
         if cluster >= 0:
             wanted.append(slow_entropy(query, cluster, others[:negatives], prototypes.tolist(), spread.tolist()))
+            scores = [sum(map(mul, query, prototypes[other].tolist())) / spread[other] for other in others[:negatives]]
+            first.append(sum(map(mul, query, prototypes[cluster].tolist())) / spread[cluster] > max(scores))
     assert found.item() == pytest.approx(sum(wanted) / max(len(wanted), 1), rel=1e-9, abs=1e-12)
-    assert 0 <= accuracy <= 1
+    assert accuracy.item() == pytest.approx(sum(first) / max(len(first), 1))
+
+
+def test_the_accuracy_counts_whose_own_cluster_comes_first_and_no_strangers() -> None:
+    """Four clips: two that look like their own cluster, one that looks like another, and one of no cluster."""
+    prototypes, own = torch.eye(3), torch.tensor([0, 1, 2, -1])
+    queries = torch.eye(3)[[0, 1, 0, 0]]
+    _, accuracy = against_clusters(queries, own, prototypes, torch.ones(3), 2, None)
+    assert accuracy.item() == pytest.approx(2 / 3)
+    _, alone = against_clusters(queries[2:3], own[2:3], prototypes, torch.ones(3), 1, torch.tensor([[0.9, 0.1, 0.5]]))
+    assert alone.item() == 1  # the cluster that it looks like is not among the candidates
 
 
 @pytest.mark.parametrize("negatives", [4, 8])

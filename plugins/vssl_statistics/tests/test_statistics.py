@@ -375,6 +375,17 @@ def test_a_video_without_flow_is_left_out_and_written_down(ahead: Path, tmp_path
     assert line["path"].endswith(missing) and "has no flow in" in line["reason"] and line["replacement"]
 
 
+def test_a_folder_that_has_flow_of_none_of_the_videos_says_what_to_compute(ahead: Path, tmp_path: Path) -> None:
+    """The videos are whole: no word of checking them."""
+    (tmp_path / "flow.json").write_bytes((ahead / "flow.json").read_bytes())
+    with pytest.raises(DataError, match="data: none of the .* has no flow in") as told:
+        train(tmp_path / "run", {"statistics": None}, **of(tmp_path))
+    assert f"has no flow in {tmp_path}, which is made of the videos below" in str(told.value)
+    assert str(told.value).endswith(
+        "; compute it with `vssl data flow SOURCE:ROOT --out FOLDER --method dis`, and name that folder"
+    )
+
+
 # Neighbours -----------------------------------------------------------------------------------------------------------
 
 
