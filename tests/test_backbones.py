@@ -362,7 +362,7 @@ def test_weights_follow_the_seed() -> None:
     [
         ("r3d18", {}, r"backbone.name: .*'r3d18'; did you mean 'r3d_18'\?; choose one of tiny, "),
         ("r3d_10", {"depth": 2}, "backbone.options.depth: 'r3d_10' has no such option; it takes no options"),
-        ("slowfast_r50", {"alhpa": 8}, r"backbone.alhpa: .*did you mean 'alpha'\?; it takes alpha"),
+        ("slowfast_r50", {"alhpa": 8}, r"backbone.options.alhpa: .*did you mean 'alpha'\?"),
     ],
 )
 def test_wrong_names_and_options(name: str, options: dict[str, object], message: str) -> None:
