@@ -788,7 +788,7 @@ def test_names_of_module_attributes_are_names_like_any_other(tmp_path: Path) -> 
 
 def test_observers_alone_train_nothing(tmp_path: Path) -> None:
     """Which is said."""
-    with pytest.raises(PluginError, match="watch train nothing; choose at least one plugin with an objective"):
+    with pytest.raises(PluginError, match="watch trains nothing; choose at least one plugin with an objective"):
         open_small(tmp_path, {"watch": Watch()})
 
 
