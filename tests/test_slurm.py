@@ -22,6 +22,7 @@ from vssl_core.run import checkpoint
 
 pytestmark = pytest.mark.slow
 SLOW = "plugins.trouble.seconds=0.4"  # a step, so that it can be met under way
+SLOWER = "plugins.trouble.seconds=1.5"  # ... by several commands, each of which takes seconds
 TWO = "launch.tasks_per_node=2"
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
 
@@ -224,18 +225,18 @@ def test_gpus_that_nobody_sees(run: Launched) -> None:
 
 
 def test_a_cancelled_job_has_saved_and_can_be_launched_again(run: Launched, unbroken: Path) -> None:
-    run.submit(TWO, SLOW)
+    run.submit(TWO, SLOWER)
     run.reach(4)
-    refused = run.vssl(*run.words("--launch", "slurm", *JOB, TWO, SLOW))
+    refused = run.vssl(*run.words("--launch", "slurm", *JOB, TWO, SLOWER))
     assert refused.returncode == 2 and f"job {run.job} is at work in this folder" in refused.stderr
-    also = run.vssl(*run.words(SLOW))
+    also = run.vssl(*run.words(SLOWER))
     assert also.returncode == 2 and f"job {run.job} is at work in this folder" in also.stderr
     first = run.job
     asked(run, "scancel", first)
     run.end("CANCELLED")
     assert run.starts == 1 and "CANCELLED" in run.status()
     assert checkpoint.load(run.folder / checkpoint.NAME)["step"] == run.step >= 4
-    run.submit(TWO, SLOW)
+    run.submit(TWO, SLOWER)
     assert run.job != first
     run.end("COMPLETED")
     assert_same(run, unbroken)
