@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -28,6 +29,15 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A saved file that cannot be restored into this run."""
+
+
+@contextmanager
+def told_of(where: str) -> Iterator[None]:
+    """Let the sentence of a user's mistake that is made in here begin with where it is made."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 class VideoError(VsslError):

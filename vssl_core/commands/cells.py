@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from vssl_core.commands.dry_run import find_list
 from vssl_core.data.sources import source_of
-from vssl_core.errors import UserError
+from vssl_core.errors import told_of
 from vssl_core.plugins import load
 from vssl_core.run.build import build_parts, choose, open_data, sources_of
 from vssl_core.run.launch import check
@@ -16,15 +15,15 @@ from vssl_core.run.sweep_cluster import single
 from vssl_core.run.sweep_runs import SweepRun
 
 
-def check_cells(settled: Sweep, given: bool, cluster: str | None) -> None:
-    """Build each cell that trains, as its run will; on a cluster, whose nodes are not this machine, ask Slurm instead.
+def check_cells(settled: Sweep, runs: Sequence[SweepRun], given: bool, cluster: str | None) -> None:
+    """Build each cell that has work left, as its run will; on a cluster, whose nodes are not this machine, ask Slurm.
 
     Raises:
         UserError: a cell cannot be; the sentence begins with the file and the cell.
         SlurmError: Slurm does not answer.
     """
-    for cell in settled.cells:
-        with _told(f"{settled.path}: cell '{cell.name}'"):
+    for cell in dict.fromkeys(run.cell for run in runs if run.standing != "done"):
+        with told_of(f"{settled.path}: cell '{cell.name}'"):
             if cluster == "slurm":
                 check(cell.config if cell.trains else single(cell.config), cluster)
             elif cell.trains:
@@ -46,16 +45,8 @@ def check_data(settled: Sweep, runs: Sequence[SweepRun], look: bool) -> None:
             section = config.data.model_copy(update={"source": data.source, "root": data.root})
             if (names, section) not in seen:
                 seen.add((names, section))
-                with _told(f"evaluation data '{data.name}'"):
+                with told_of(f"evaluation data '{data.name}'"):
                     manager = load(names)[0]
                     source_of(data.source, sources_of(manager))
                     if look:
                         open_data(config.model_copy(update={"data": section}), manager)
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{where}: {error}") from error

@@ -50,7 +50,7 @@ def sweep(
     settled = read_sweep(file, None if data is None else place(data), overrides, evaluation_data)
     folder = Path(run or Path("runs") / "sweeps" / settled.name)
     runs = runs_of(settled, folder)
-    check_cells(settled, data is not None, cluster)
+    check_cells(settled, runs, data is not None, cluster)
     check_data(settled, runs, look=not dry_run and cluster != "slurm")
     if dry_run:
         check_folder(settled, folder)
@@ -154,7 +154,8 @@ class Board:
             if name not in self.one:
                 epochs = child.run.cell.config.epochs if child.doing == "train" else None
                 self.one[name] = self.bars.add_task(escape(name), total=epochs, more="")
-            if child.doing == "train" and (line := last_json_line(child.run.folder / "metrics.jsonl")):
+            line = last_json_line(child.run.folder / "metrics.jsonl") if child.doing == "train" else None
+            if line and {"epoch", "loss"} <= line.keys():
                 self.bars.update(self.one[name], completed=line["epoch"], more=f"loss {line['loss']:.4g}")
         self.bars.refresh()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vssl_core.config import DataSection
 from vssl_core.data.sources import place
 from vssl_core.data.videos import absolute
-from vssl_core.errors import ConfigError, UserError
+from vssl_core.errors import ConfigError, told_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # it becomes a folder's and a part of a metric's
 
@@ -59,10 +59,8 @@ def data_sets(texts: Iterable[str], where: str) -> dict[str, DataSet]:
     """{name: data set}; `where` is what errors begin with, and `ConfigError` is raised for a name that comes twice."""
     found: dict[str, DataSet] = {}
     for text in texts:
-        try:
+        with told_of(where):
             given = data_set(text)
-        except UserError as error:
-            raise type(error)(f"{where}: {error}") from error
         if given.name in found:
             raise ConfigError(
                 f"{where}: two data sets are named '{given.name}'; give one a name of its own, as in other=SOURCE:ROOT"

@@ -71,8 +71,8 @@ class MemoryBank(nn.Module):
         banks = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
         if free is not None and needed * banks > free:
             many = f" for each of {banks} ranks" if banks > 1 else ""
-            other = "start fewer ranks on a machine, " if banks > 1 else ""
-            other = other if device.type == "cpu" else "spread them over more GPUs, "
+            fewer = "start fewer ranks on a machine, " if banks > 1 else ""
+            other = fewer if device.type == "cpu" else "spread them over more GPUs, "
             raise ConfigError(
                 f"{self.where}: {places:,} rows of {features} numbers need {needed / 1e9:,.3g} GB{many}, and "
                 f"{free / 1e9:,.3g} GB are free on {device.type}; keep them in half precision, {other}or hold fewer"

@@ -94,8 +94,8 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def last_json_line(path: Path) -> Any:
-    """The last whole line of a log of JSON lines that may be growing; None where there is none yet."""
+def last_json_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a log of JSON objects that may be growing; None where there is none yet."""
     if not path.exists():
         return None
     with open(path, "rb") as file:
@@ -103,9 +103,11 @@ def last_json_line(path: Path) -> Any:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            return json.loads(line)
+            found = json.loads(line)
         except ValueError:  # cut short
             continue
+        if isinstance(found, dict):
+            return found
     return None
 
 
