@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -190,21 +190,31 @@ class Curriculum(Bank):
 class Three(Objective):
     """Two halves of one span and the whole of it: which half is the earlier one, seen beside the overview."""
 
+    OVERVIEW: Literal["sparse", "dense"] = "sparse"
+
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         self.head = nn.Linear(2 * context.feature_dim, 1)
 
     def requests(self) -> Mapping[str, Request]:
-        return {"span": Request(clips=3, placement=Halves(overview=True))}
+        return {"span": Request(clips=3, placement=Halves(self.OVERVIEW))}
 
     def forward(self, batch: Batch) -> Terms:
         first, second, overview = batch["span"]
-        assert torch.equal(overview.windows.stride, 2 * first.windows.stride)
+        halves = torch.cat([first.windows.indices, second.windows.indices], dim=1)  # (B, 2T)
+        assert torch.equal(overview.windows.indices, halves[:, :: 2 if self.OVERVIEW == "sparse" else 1])
+        assert overview.clip.shape[2] == overview.windows.indices.shape[1]
         pairs = [torch.cat([half.features.vector, overview.features.vector], dim=1) for half in (first, second)]
         logits = self.head(torch.cat(pairs)).squeeze(1)  # (2B,)
         return Terms(
             {"half": F.binary_cross_entropy_with_logits(logits, torch.arange(2).repeat_interleave(len(batch)).float())}
         )
+
+
+class Longer(Three):
+    """The same with clips of two lengths in one group: the overview has all frames of both halves."""
+
+    OVERVIEW = "dense"
 
 
 class Two(Objective):
@@ -232,6 +242,7 @@ CASES: dict[str, dict[str, type[Objective]]] = {
     "stages": {"levels": Levels},
     "order": {"curriculum": Curriculum},
     "three-and-two": {"three": Three, "two": Two},
+    "two-lengths": {"longer": Longer, "two": Two},
 }
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -223,7 +223,7 @@ def test_the_promise_can_fail() -> None:
 # A request with anything in any field, as a stranger may write it.
 FIELDS = {
     "strides": [PLAIN, ANY, Strides((1, 2, 4)), Strides((1,)), Strides(shared=True), Strides(Between(1, 3))],
-    "placement": [PLAIN, ANY, Independent(), Halves(), Halves(overview=True)],
+    "placement": [PLAIN, ANY, Independent(), Halves(), Halves("sparse"), Halves("dense")],
     "boxes": [PLAIN, ANY, Boxes(Independent()), Boxes(area=(0.5, 1.0))],
     "flips": [PLAIN, ANY],
     "turns": [PLAIN, ANY, Turns((0, 2))],

@@ -102,7 +102,7 @@ KNOWN: dict[str, dict[str, Request]] = {
         "clips": Request(
             clips=3,
             strides=Strides(shared=True),
-            placement=Halves(overview=True),
+            placement=Halves("sparse"),
             boxes=Boxes(Same()),
             flips=ANY,
             appearance=Appearance("jittered", "frame"),
@@ -370,7 +370,7 @@ def test_slots_of_one_objective_never_join_each_other() -> None:
         (Request(tail=-1), "negative"),
         (Request(clips=3, placement=Overlapping()), "made for 2"),
         (Request(clips=3, boxes=Boxes(Overlapping())), "made for 2"),
-        (Request(clips=4, placement=Halves(overview=True)), "made for 3"),
+        (Request(clips=4, placement=Halves("sparse")), "made for 3"),
         (Request(clips=11, placement=Uniform()), "made for 10"),
     ],
 )

@@ -588,7 +588,7 @@ loader = ClipLoader(Clips(videos, run._loader._loader.dataset.cutter, 0, replace
 rows = np.random.default_rng(0).integers(len(videos), size=(400, 7)).tolist()  # all over the list
 batches = [[Visit(0, 8 * number + place, row) for place, row in enumerate([0, *some])]
            for number, some in enumerate(rows)]
-read = sum(len(batch.groups[0]["clips"]) for batch in loader.load(batches))
+read = sum(len(batch.groups[0][0].frames) for batch in loader.load(batches))
 assert read >= len(batches), "the first video of each batch is there"
 workers = loader._loader._iterator._workers
 assert len(workers) == 4 and all(worker.is_alive() for worker in workers)

@@ -12,7 +12,6 @@ from math import floor
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +31,7 @@ from vssl_core.requests import (
     Turns,
     Uniform,
 )
-from vssl_core.views import Windows, window_arrays
+from vssl_core.views import Windows
 from vssl_core.windows import Sample, Window, draw_windows, overlapping_box, random_box
 
 PLAIN_REQUEST = Request(
@@ -59,7 +58,7 @@ rates = st.sampled_from(((0.2, 0.4, 0.6, 0.8, 1.0), (0.5, 1.0), (0.33, 0.66, 0.9
 def requests(draw: st.DrawFn, shorts: tuple[str, ...] = ("fit", "loop", "clamp")) -> Request:
     """Any complete request that could come out of a plan."""
     clips = draw(st.integers(1, 3))
-    relative = [Overlapping(draw(rates)), Halves()] if clips <= 2 else [Halves(overview=True)]
+    relative = [Overlapping(draw(rates)), Halves()] if clips <= 2 else [Halves("sparse"), Halves("dense")]
     placement = draw(st.sampled_from([Independent(), Fixed(), Centre(), Uniform(clips), *relative]))
     pairs = [Overlapping(draw(rates))] if clips <= 2 else []
     layout = draw(st.sampled_from([Independent(), Same(), Centre(), *pairs]))
@@ -90,7 +89,7 @@ def draw_one(
 
 def windows_of(*windows: Window) -> Windows:
     """Windows of one clip as the tensors of a batch."""
-    return Windows(**{key: torch.from_numpy(array) for key, array in window_arrays(windows).items()})
+    return Windows.of(windows)
 
 
 # What holds for every request -----------------------------------------------------------------------------------------
@@ -107,8 +106,9 @@ def test_every_window_reads_frames_that_exist_and_a_box_inside_them(
     """Whatever is asked of however short a video; and frame i is frame floor(start + i * stride)."""
     windows = draw_one(request, seed, total, size)
     assert [window.clip for window in windows] == list(range(request.clips))
+    assert tuple(window.frames for window in windows) == request.lengths
     for window in windows:
-        nominal = [floor(window.start + i * window.stride) for i in range(request.frames + request.tail)]
+        nominal = [floor(window.start + i * window.stride) for i in range(window.frames + request.tail)]
         assert window.nominal.tolist() == nominal and nominal[0] >= 0
         expected = [min(n, total - 1) if request.strides.short == "clamp" else n % total for n in nominal]
         assert window.indices.tolist() == expected and window.real.tolist() == [n < total for n in nominal]
@@ -132,7 +132,7 @@ def test_what_fits_has_no_seam_and_what_cannot_fit_shows_all_clips_alike(
     choices = request.strides.choices
     smallest = Fraction(choices.low) if isinstance(choices, Between) else min(map(Fraction, choices))
     base = 2 * request.frames if isinstance(request.placement, Halves) else request.frames
-    longest = base + (2 * request.tail if request.placement == Halves(overview=True) else request.tail)
+    longest = base + (2 * request.tail if request.placement == Halves("sparse") else request.tail)
     assert floor((longest - 1) * smallest) + 1 > total  # not even the smallest stride fits
     assert {window.start for window in windows[:1]} == {0}
     if not isinstance(request.placement, Halves):
@@ -275,6 +275,7 @@ def test_overlap_goes_both_ways_and_every_rate_is_drawn_where_there_is_room() ->
     frames=st.integers(1, 9),
     tail=st.integers(0, 3),
     chosen=paces,
+    overview=st.sampled_from(("sparse", "dense")),
 )
 @settings(max_examples=150, deadline=None)
 def test_halves_follow_each_other_and_the_overview_spans_both(
@@ -284,20 +285,24 @@ def test_halves_follow_each_other_and_the_overview_spans_both(
     frames: int,
     tail: int,
     chosen: list,
+    overview: str,
 ) -> None:
     request = replace(
         PLAIN_REQUEST,
         clips=clips,
         frames=frames,
         tail=tail,
-        placement=Halves(overview=clips == 3),
+        placement=Halves(overview if clips == 3 else None),
         strides=Strides(tuple(chosen), True, "fit"),
     )
     first, *rest = draw_one(request, seed, total)
     if rest:
         assert rest[0].start == first.start + frames * first.stride and rest[0].stride == first.stride
     if len(rest) == 2:
-        assert rest[1].start == first.start and rest[1].stride == 2 * first.stride
+        halves = np.concatenate([first.nominal[:frames], rest[0].nominal[:frames]])
+        step = 2 if overview == "sparse" else 1
+        assert np.array_equal(rest[1].nominal[: 2 * frames // step], halves[::step])
+        assert len(rest[1].nominal) == 2 * frames // step + tail
 
 
 def test_fixed_clips_are_alike_in_every_epoch_and_others_are_not() -> None:
@@ -520,4 +525,5 @@ def test_the_tensors_of_a_window_say_what_the_window_says(request: Request, seed
     assert tensors.indices.tolist() == [one.indices.tolist(), two.indices.tolist()]
     assert tensors.real.tolist() == [one.real.tolist(), two.real.tolist()]
     assert tensors.span.tolist() == [float((request.frames - 1) * window.stride) for window in (one, two)]
-    assert tensors.to(torch.device("cpu")) is not tensors
+    with pytest.raises(AttributeError, match=r"windows have no 'rate'; they have video, visit, .* span"):
+        tensors.rate  # noqa: B018

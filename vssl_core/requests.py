@@ -46,9 +46,12 @@ class Overlapping:
 
 @dataclass(frozen=True)
 class Halves:
-    """Clip 0 and clip 1 are the halves of one span; with `overview`, clip 2 is the whole span at twice the stride."""
+    """Clip 0 and clip 1 are the halves of one span; with `overview`, clip 2 is the whole span.
 
-    overview: bool = False
+    A `sparse` overview has every second frame of the span, as many as a half; a `dense` one has all of them.
+    """
+
+    overview: Literal["sparse", "dense"] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,12 @@ class Request:
     @property
     def most(self) -> int:
         return self.clips if isinstance(self.clips, int) else self.clips[1]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The frames of each clip, tails left out, of a request that has a value in `frames`."""
+        longer = 2 if self.placement == Halves("dense") else None  # its overview is as long as both halves
+        return tuple(self.frames * (2 if clip == longer else 1) for clip in range(self.least))
 
     def check(self, where: str) -> None:
         """Raise a `PluginError` for a request that no data could satisfy."""

@@ -6,7 +6,7 @@ Axes: B videos, C channels, T frames, H W pixels, D features, K queue rows or pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from vssl_core.windows import Sample, Window
 
 
-@dataclass(frozen=True)
 class Windows:
-    """The windows of one clip for each video of the batch, as tensors: what labels are read off."""
+    """The windows of one clip for each video of the batch, as tensors: what labels are read off.
+
+    Most objectives read a field or two, so each becomes a tensor, on the batch's device, when it is first asked for.
+    """
 
     video: Tensor  # (B,) int64
     visit: Tensor  # (B,) int64
@@ -33,6 +35,21 @@ class Windows:
     turns: Tensor  # (B,) int64: quarter turns counter-clockwise
     span: Tensor  # (B,) float64: (frames - 1) * stride
 
+    def __init__(self, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> None:
+        self._arrays, self._device = arrays, device
+
+    @classmethod
+    def of(cls, windows: Sequence[Window], device: torch.device | str = "cpu") -> Windows:
+        """Of one clip in each of B videos."""
+        return cls(window_arrays(windows), device)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._arrays:
+            raise AttributeError(f"windows have no '{name}'; they have {', '.join(type(self).__annotations__)}")
+        tensor = torch.from_numpy(self._arrays[name]).to(self._device, non_blocking=True)
+        setattr(self, name, tensor)
+        return tensor
+
     def shared_time(self, other: Windows) -> Tensor:
         """(B,) the share of this clip's span that the other one covers too, in [0, 1]; both have one length."""
         apart = (self.start - other.start).abs()
@@ -45,12 +62,9 @@ class Windows:
         high = torch.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
         return (high - low).clamp(min=0).prod(dim=1) / first[:, 2:].prod(dim=1)
 
-    def to(self, device: torch.device) -> Windows:
-        return Windows(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
-
 
 def window_arrays(windows: Sequence[Window]) -> dict[str, np.ndarray]:
-    """The fields of `Windows` for n windows of one length, each as an array (n, ...)."""
+    """The fields of `Windows` for B windows of one length, each as an array (B, ...)."""
     return {
         "video": np.array([window.video for window in windows], np.int64),
         "visit": np.array([window.visit for window in windows], np.int64),

@@ -128,7 +128,7 @@ def draw_windows(
         placed = _draw_times(request, sample, stream, total, count)
     boxes = _draw_boxes(request.boxes, sample, f"{stream}/boxes", frame_size, count)
     windows = []
-    for clip, ((start, stride), box) in enumerate(zip(placed, boxes, strict=True)):
+    for clip, ((start, stride), box, frames) in enumerate(zip(placed, boxes, request.lengths, strict=True)):
         windows.append(
             Window(
                 video=sample.video,
@@ -137,7 +137,7 @@ def draw_windows(
                 total=total,
                 start=start,
                 stride=stride,
-                frames=request.frames,
+                frames=frames,
                 tail=request.tail,
                 box=box,
                 frame_size=frame_size,
@@ -205,7 +205,7 @@ def _draw_times(
 
 def _base_length(request: Request) -> int:
     match request.placement:
-        case Halves(overview) if overview and request.tail:  # the overview's tail goes at twice the stride
+        case Halves("sparse") if request.tail:  # the overview's tail goes at twice the stride
             return 2 * request.frames + 2 * request.tail - 1
         case Halves():
             return 2 * request.frames + request.tail
@@ -214,8 +214,9 @@ def _base_length(request: Request) -> int:
 
 
 def _layout_halves(request: Request, start: Fraction, stride: Fraction, count: int) -> list[tuple[Fraction, Fraction]]:
-    halves = [(start, stride), (start + request.frames * stride, stride), (start, 2 * stride)]
-    return halves[:count]
+    sparse = request.placement == Halves("sparse")
+    overview = (start, 2 * stride if sparse else stride)
+    return [(start, stride), (start + request.frames * stride, stride), overview][:count]
 
 
 def _draw_strides(

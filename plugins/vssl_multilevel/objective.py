@@ -76,12 +76,13 @@ class MultiLevel(Objective):
     def _tasks(self, level: str, timestamps: int) -> list[str]:
         """What is learnt from a level. One timestamp has no order, and nothing is to be found among one."""
         high, counts = level == "high", self.temporal_weights[level] > 0
-        timed = self.config.temporal == "features" and counts and timestamps > 1
+        timed = self.config.temporal == "features" and counts
+        in_overview = 2 * timestamps if self.config.overview == "dense" else timestamps
         learnt = {
             "instance": high,
             "graph": self.graph_weights[level] > 0,
-            "order": timed and not high,
-            "timestamp": timed,
+            "order": timed and not high and timestamps > 1,
+            "timestamp": timed and in_overview > 1,
             "clip_order": high and counts and self.config.temporal == "input",
         }
         return [task for task, wanted in learnt.items() if wanted]
@@ -100,7 +101,7 @@ class MultiLevel(Objective):
             "clips": Request(
                 clips=3 if overview else 2,
                 strides=Strides(Between(*self.config.strides), shared=True, short="fit"),
-                placement=Halves(overview=overview),
+                placement=Halves(self.config.overview if overview else None),
                 boxes=Boxes(Independent(), self.config.area),
                 flips=ANY,
                 appearance=Appearance("jittered", per="frame"),
@@ -212,16 +213,18 @@ class MultiLevel(Objective):
         return self.temporal_weights[name] * loss
 
     def _find_timestamps(self, read: Mapping[str, list[Read]], views: tuple[View, ...]) -> Terms:
-        """`timestamp`: find each timestamp of the halves in the overview, which goes at twice the pace.
+        """`timestamp`: find each timestamp of the halves in the overview, or two as one where its pace is doubled.
 
         Videos that are too short for the span begin anew within it, and the same frames come twice: left out.
         """
-        frames = views[0].clip.shape[2]
-        whole = torch.stack([view.windows.real[:, :frames].all(dim=1) for view in views]).all(dim=0)  # (B,)
+        real = [view.windows.real[:, : view.clip.shape[2]].all(dim=1) for view in views]
+        whole = torch.stack(real).all(dim=0)  # (B,)
         losses, metrics = {}, {}
         for name in self._with("timestamp"):
             first, second, overview = (self._level(name).timestamps("timestamp", excited) for _, excited in read[name])
-            halves = torch.cat([first, second], dim=1).unflatten(1, (-1, 2)).mean(dim=2)  # (B, 2 T, D) -> (B, T, D)
+            halves = torch.cat([first, second], dim=1)  # (B, 2 T, D)
+            if self.config.overview == "sparse":
+                halves = halves.unflatten(1, (-1, 2)).mean(dim=2)  # (B, 2 T, D) -> (B, T, D)
             both = self.config.retrieval == "both"
             entropies, hits = found_in_overview(halves, overview, self.config.temperature, both)
             losses[f"timestamp_{name}"] = self.temporal_weights[name] * mean(entropies, whole)

@@ -87,6 +87,9 @@ class Options(PluginConfig):
         PAPER["negatives"],
         description="what a clip is told from: its own changed order, or both clips' and all other videos",
     )
+    overview: Literal["sparse", "dense"] = Field(
+        "sparse", description="of both halves: every second frame, as many as a half has, or all, twice as many"
+    )
     retrieval: Literal["both", "short"] = Field(
         "both", description="find timestamps in the overview and the overview's in the halves, or the first alone"
     )
@@ -134,7 +137,7 @@ class Options(PluginConfig):
                 "choose graph instance or one_hot, or a semantic_weight"
             )
         if self.temporal != "features":
-            self._refuse(("retrieval",))
+            self._refuse(("overview", "retrieval"))
         if self.temporal == "none":
             self._refuse(("temporal_weights", "changes", "negatives"))
         return self

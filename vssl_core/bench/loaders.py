@@ -107,7 +107,7 @@ class Ours:
             samples.append({"visit": Visit(repetition, 0, number), "groups": groups, "ledger": []})
         raw = collate(samples)
         if self.output == "uint8":
-            return [raw.groups[0]["clips"]]
+            return [clip.frames for clip in raw.groups[0]]
         group = self.videos[together[0]].group()
         return [clip.clip for clip in prepare(raw, (group,), (self.recipe,), NORMALISATION)[0]]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssl_core.config import load_config
-from vssl_core.data.clips import RawBatch, Visit, collate
+from vssl_core.data.clips import CutClip, RawBatch, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.hookspecs import hookimpl
 from vssl_core.joining import Group
@@ -23,7 +23,7 @@ from vssl_core.plugins import Plugin, new_manager
 from vssl_core.requests import ANY, Request, Strides, Turns
 from vssl_core.run.build import choose, recipe_of
 from vssl_core.run.engine import Run
-from vssl_core.views import Batch, window_arrays
+from vssl_core.views import Batch
 from vssl_core.windows import Sample, draw_windows
 
 PACES, TURNS, TEMPERATURE = (1, 2, 3, 4), (0, 1, 2, 3), 0.1
@@ -179,16 +179,13 @@ def _sample(run: Run, group: Group, number: int) -> dict[str, Any]:
     request, recipe, sample = group.request, recipe_of(run.config, group), Sample(0, 0, 0, number)
     windows = draw_windows(request, sample, group.stream, TOTAL, FRAME_SIZE)
     generator = np.random.default_rng(number)
-    shape = (len(windows), request.frames, request.size, request.size, 3)
-    looks = [draw(recipe, sample.generator("looks", window.clip), request.frames) for window in windows]
-    data = {
-        "clips": generator.integers(0, 256, shape, dtype=np.uint8),
-        "windows": window_arrays(windows),
-        "looks": _stacked(looks),
-        "measures": {},
-    }
-    return {"visit": Visit(0, 0, number), "groups": [data], "ledger": []}
-
-
-def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+    clips = [
+        CutClip(
+            generator.integers(0, 256, (window.frames, request.size, request.size, 3), dtype=np.uint8),
+            window,
+            draw(recipe, sample.generator("looks", window.clip), window.frames),
+            {},
+        )
+        for window in windows
+    ]
+    return {"visit": Visit(0, 0, number), "groups": [clips], "ledger": []}

@@ -16,7 +16,7 @@ from vssl_core.bench.rows import Row, Spread, at_most, count, not_measured, pair
 from vssl_core.config import load_config
 from vssl_core.data import clips, decode
 from vssl_core.data.appearance import apply
-from vssl_core.data.clips import Clips, Cutter, RawBatch, Visit, collate
+from vssl_core.data.clips import Clips, Cutter, RawBatch, RawClip, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.nets.backbones import build_backbone
 from vssl_core.run.build import choose, normalisation_of, recipe_of
@@ -63,10 +63,11 @@ class _BareLoop:
 
     def step(self, raw: RawBatch) -> Tensor:
         """One step of training."""
-        data = raw.groups[0]
-        left, right = (self._vector(data, clip) for clip in range(2))
-        turns = data["windows"]["turns"].T.flatten()
-        paces = memory_runs.pace_labels(data["windows"]["stride"].T.flatten())
+        (clips,) = raw.groups
+        left, right = (self._vector(clip) for clip in clips)
+        turns = torch.cat([torch.from_numpy(clip.windows["turns"]) for clip in clips])
+        strides = torch.cat([torch.from_numpy(clip.windows["stride"]) for clip in clips])
+        paces = memory_runs.pace_labels(strides)
         loss = (
             memory_runs.contrast(self.contrast, left, right)
             + memory_runs.classify(self.turned, left, right, turns)
@@ -77,9 +78,8 @@ class _BareLoop:
         self.optimizer.step()
         return loss.detach()
 
-    def _vector(self, data: dict, clip: int) -> Tensor:
-        looks = {name: values[:, clip] for name, values in data["looks"].items()}
-        *_, last = self.net(apply(data["clips"][:, clip], looks, self.recipe, self.normalisation)).values()
+    def _vector(self, clip: RawClip) -> Tensor:
+        *_, last = self.net(apply(clip.frames, clip.looks, self.recipe, self.normalisation)).values()
         return last.mean(dim=(2, 3, 4))
 
 
@@ -117,11 +117,10 @@ def _null_step(run: Run, raw: RawBatch) -> Callable[[], Tensor]:
     optimizer = torch.optim.SGD(
         [*net.parameters(), *scales], lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
     )
-    data = raw.groups[0]
+    ((clip,),) = raw.groups
 
     def step() -> Tensor:
-        looks = {name: values[:, 0] for name, values in data["looks"].items()}
-        (last,) = net(apply(data["clips"][:, 0], looks, recipe, normalisation)).values()
+        (last,) = net(apply(clip.frames, clip.looks, recipe, normalisation)).values()
         vector = last.mean(dim=(2, 3, 4))
         loss = torch.stack([scale * vector.mean() for scale in scales]).sum()
         optimizer.zero_grad(set_to_none=True)

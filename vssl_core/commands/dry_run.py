@@ -26,6 +26,7 @@ from vssl_core.data.videos import Videos
 from vssl_core.errors import VsslError
 from vssl_core.joining import describe
 from vssl_core.nets.backbones import Backbone, fingerprint
+from vssl_core.requests import Request
 from vssl_core.run.build import Chosen, Parts, build_parts, check_batch, normalisation_of, open_data
 from vssl_core.run.ensemble import StepInput
 from vssl_core.run.optim import MOMENTS
@@ -131,12 +132,18 @@ def _groups(parts: Parts) -> Table:
             str(number),
             readers,
             str(request.least),
-            f"{request.frames}+{request.tail}" if request.tail else str(request.frames),
+            _frames(request),
             str(request.size),
             geometry,
             _short(describe(request.appearance)),
         )
     return table
+
+
+def _frames(request: Request) -> str:
+    """The frames of a clip, or of each where they differ, and of the tail."""
+    lengths = request.lengths if len(set(request.lengths)) > 1 else request.lengths[:1]
+    return ", ".join(f"{length}+{request.tail}" if request.tail else str(length) for length in lengths)
 
 
 def _short(value: Any) -> str:

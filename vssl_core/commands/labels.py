@@ -168,7 +168,7 @@ def _batch(chosen: Chosen, parts: Parts, plugin: str, raw: RawBatch, slots: Mapp
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured of the clips of one group, and where they lie: {name: (clips, ...)} each."""
+    """What was measured of one clip, and where it lies: {name: (...)} each."""
 
     values: Mapping[str, np.ndarray]
     windows: Mapping[str, np.ndarray]
@@ -187,7 +187,7 @@ def _compare(left: Chosen, right: Chosen, plugin: str, count: int) -> int:
         found = [(one, other) for one, other in pairs if name in one.values and name in other.values]
         if not found:
             continue
-        equal = np.stack([_equal(one, other, name) for one, other in found])  # (clips of videos, numbers)
+        equal = np.stack([_equal(one, other, name) for one, other in found])  # (clips, numbers)
         for number, share in enumerate(equal.mean(axis=0), start=1):
             table.add_row(name, str(number), f"{share:.0%}")
         table.add_row(name, "all", f"{equal.mean():.1%}", end_section=True)
@@ -198,19 +198,19 @@ def _compare(left: Chosen, right: Chosen, plugin: str, count: int) -> int:
 
 
 def _equal(one: _Measured, other: _Measured, name: str) -> np.ndarray:
-    """(clips * numbers,) whether they are the same; raises ConfigError where they are not about the same clip."""
+    """(numbers,) whether they are the same; raises ConfigError where they are not about the same clip."""
     if any(not np.array_equal(place, other.windows[key]) for key, place in one.windows.items()):
         raise ConfigError("--against: with these options other clips are cut, so there is nothing to compare")
     left, right = one.values[name], other.values[name]
     if left.shape != right.shape:
         raise ConfigError(
-            f"--against: with these options '{name}' has the shape {right.shape[1:]}, and without them {left.shape[1:]}"
+            f"--against: with these options '{name}' has the shape {right.shape}, and without them {left.shape}"
         )
     return np.isclose(left, right).ravel()
 
 
 def _measured(chosen: Chosen, videos: Videos, rows: Sequence[int], console: Console) -> dict[int, list[_Measured]]:
-    """{video: what was measured in each group of clips}, of the videos that could be read.
+    """{video: what was measured of each clip}, of the videos that could be read.
 
     Raises DataError where none could.
     """
@@ -228,12 +228,12 @@ def _measured(chosen: Chosen, videos: Videos, rows: Sequence[int], console: Cons
                 console.print(Text(batch.failure), soft_wrap=True)
                 continue
             found[int(batch.index[0])] = [
-                _Measured(*(_first(group[kind]) for kind in ("measures", "windows"))) for group in batch.groups
+                _Measured(_first(clip.measures), _first(clip.windows)) for group in batch.groups for clip in group
             ]
     if not found:
         raise _none_read(failure)
     return found
 
 
-def _first(tree: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: values[0].numpy() for name, values in tree.items()}
+def _first(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values[0]) for name, values in tree.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,16 @@ scan = lru_cache(maxsize=65536)(decode.scan)  # of each process; a scan reads pa
 
 
 @dataclass(frozen=True)
+class CutClip:
+    """One clip of one video, and all that was drawn for it and measured of it."""
+
+    frames: np.ndarray  # (T + tail, S, S, 3) uint8
+    window: Window
+    looks: dict[str, np.ndarray]  # its appearance, not yet applied
+    measures: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Cutter:
     """From one video to the clips of every group: one decode for all of them. Picklable, shared by all workers."""
 
@@ -39,8 +49,8 @@ class Cutter:
     recipes: tuple[Recipe, ...]  # the appearance of each group
     decoder: str = "pyav"
 
-    def cut(self, path: str, sample: Sample) -> list[dict[str, Any]]:
-        """The clips of each group, with their windows, appearance and measures.
+    def cut(self, path: str, sample: Sample) -> list[list[CutClip]]:
+        """The clips of each group.
 
         `VideoError` where the video cannot be read.
         """
@@ -54,24 +64,16 @@ class Cutter:
                 if any(window.indices.max() >= early.frames for window in windows[number]):
                     windows[number] = draw_windows(group.request, sample, group.stream, early.frames, size, path)
             frames = decode.read(path, _union(windows), facts, self.decoder)
-        return [self._group(number, frames, drawn, sample) for number, drawn in enumerate(windows)]
+        return [
+            [self._clip(number, frames, window, sample) for window in drawn] for number, drawn in enumerate(windows)
+        ]
 
-    def _group(self, number: int, frames: decode.Frames, windows: Sequence[Window], sample: Sample) -> dict[str, Any]:
+    def _clip(self, number: int, frames: decode.Frames, window: Window, sample: Sample) -> CutClip:
         request, stream = self.groups[number].request, f"{self.groups[number].stream}/appearance"
-        length = request.frames + request.tail
-        clips = np.empty((len(windows), length, request.size, request.size, 3), np.uint8)
-        looks, measured = [], []
-        for clip, window in zip(clips, windows, strict=True):  # (T + tail, S, S, 3)
-            clip[...] = _orient(frames.resized(window.indices, window.box, request.size), window)
-            looks.append(draw_appearance(self.recipes[number], sample.generator(stream, window.clip), length))
-            if request.measures:
-                measured.append(_measure(request.measures, frames, clip, window))
-        return {
-            "clips": clips,
-            "windows": window_arrays(windows),
-            "looks": _stack(looks),
-            "measures": _stack(measured) if measured else {},
-        }
+        pixels = _orient(frames.resized(window.indices, window.box, request.size), window)
+        looks = draw_appearance(self.recipes[number], sample.generator(stream, window.clip), len(pixels))
+        measures = _measure(request.measures, frames, pixels, window) if request.measures else {}
+        return CutClip(pixels, window, looks, measures)
 
 
 def _union(windows: Sequence[Sequence[Window]]) -> np.ndarray:
@@ -82,7 +84,7 @@ def _orient(clip: np.ndarray, window: Window) -> np.ndarray:
     """Flip, then turn last: a flip after a turn would make 90 and 270 degrees alike."""
     if window.flip:
         clip = torch.from_numpy(clip).flip(2).numpy()  # ten times faster than NumPy's copy of a mirrored view
-    return np.rot90(clip, window.turns, axes=(1, 2))
+    return np.ascontiguousarray(np.rot90(clip, window.turns, axes=(1, 2)))
 
 
 def _measure(
@@ -94,10 +96,6 @@ def _measure(
         box = frames.rgb(window.indices) if whole else _orient(frames.rgb(window.indices, window.box), window)
         pixels[whole] = np.ascontiguousarray(box)
     return {measure.name: np.asarray(measure.function(pixels[measure.whole], clip, window)) for measure in measures}
-
-
-def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
 
 
 # Samples and batches --------------------------------------------------------------------------------------------------
@@ -112,44 +110,57 @@ class Visit:
     video: int
 
 
-@dataclass
+@dataclass(frozen=True)
+class RawClip:
+    """One clip of each video of a batch as it leaves the loader."""
+
+    frames: Tensor  # (B, T + tail, S, S, 3) uint8
+    windows: dict[str, np.ndarray]  # {field of `Windows`: (B, ...)}: not tensors before somebody reads them
+    looks: dict[str, Tensor]  # {name: (B, ...)}
+    measures: dict[str, Tensor]  # {name: (B, ...)}
+
+    def slice(self, start: int, stop: int) -> RawClip:
+        """The rows from `start` to `stop`."""
+        windows = {name: values[start:stop] for name, values in self.windows.items()}
+        return self._each(lambda rows: rows[start:stop], windows)
+
+    def to(self, device: torch.device) -> RawClip:
+        """On another device, without waiting for it."""
+        return self._each(lambda rows: rows.to(device, non_blocking=True), self.windows)
+
+    def pin_memory(self) -> RawClip:
+        """In memory that devices copy from while others work."""
+        return self._each(Tensor.pin_memory, self.windows)
+
+    def _each(self, change: Callable[[Tensor], Tensor], windows: dict[str, np.ndarray]) -> RawClip:
+        looks, measures = ({name: change(rows) for name, rows in kind.items()} for kind in (self.looks, self.measures))
+        return RawClip(change(self.frames), windows, looks, measures)
+
+
+@dataclass(frozen=True)
 class RawBatch:
     """A batch as it leaves the loader: uint8 clips, and all that was drawn for them."""
 
     index: Tensor  # (B,) int64: the videos that were really read
     visits: list[Visit]  # for each row, with the video that was really read
-    groups: list[dict[str, Any]]  # clips (B,n,T+tail,S,S,3) uint8; windows, looks, measures: {name: (B,n,...)}
+    groups: list[list[RawClip]]  # [group][clip]
     ledger: list[dict[str, Any]] = field(default_factory=list)  # videos that could not be read
     failure: str | None = None  # of the first row that could not be read at all: why, and what to do
 
     def slice(self, start: int, stop: int) -> RawBatch:
         """The rows from `start` to `stop`."""
-        return RawBatch(
-            self.index[start:stop], self.visits[start:stop], [_slice(group, start, stop) for group in self.groups]
-        )
+        groups = [[clip.slice(start, stop) for clip in group] for group in self.groups]
+        return RawBatch(self.index[start:stop], self.visits[start:stop], groups)
 
     def to(self, device: torch.device) -> RawBatch:
-        return RawBatch(
-            self.index.to(device),
-            self.visits,
-            [_move(group, device) for group in self.groups],
-            self.ledger,
-            self.failure,
-        )
+        """On another device, without waiting for it."""
+        groups = [[clip.to(device) for clip in group] for group in self.groups]
+        return replace(self, index=self.index.to(device, non_blocking=True), groups=groups)
 
-
-def _slice(tree: Any, start: int, stop: int) -> Any:
-    return (
-        {key: _slice(value, start, stop) for key, value in tree.items()} if isinstance(tree, dict) else tree[start:stop]
-    )
-
-
-def _move(tree: Any, device: torch.device) -> Any:
-    return (
-        {key: _move(value, device) for key, value in tree.items()}
-        if isinstance(tree, dict)
-        else tree.to(device, non_blocking=True)
-    )
+    def pin_memory(self) -> RawBatch:
+        """What the loader's own thread does to a batch that goes to a device."""
+        groups = [[clip.pin_memory() for clip in group] for group in self.groups]
+        return replace(self, index=self.index.pin_memory(), groups=groups)
 
 
 class Clips(Dataset):
@@ -192,19 +203,24 @@ def collate(samples: Sequence[dict[str, Any]]) -> RawBatch:
     ledger = [line for sample in samples for line in sample["ledger"]]
     read = [sample for sample in samples if sample["groups"] is not None]
     visits = [sample["visit"] for sample in read]
-    groups = (
-        [_tensors([sample["groups"][number] for sample in read]) for number in range(len(read[0]["groups"]))]
-        if read
-        else []
-    )
+    by_group = zip(*(sample["groups"] for sample in read), strict=True)
+    groups = [[_together(clips) for clips in zip(*rows, strict=True)] for rows in by_group]
     failure = next((sample["failure"] for sample in samples if sample["groups"] is None), None)
     return RawBatch(torch.tensor([visit.video for visit in visits]), visits, groups, ledger, failure)
 
 
-def _tensors(rows: Sequence[Any]) -> Any:
-    if isinstance(rows[0], dict):
-        return {key: _tensors([row[key] for row in rows]) for key in rows[0]}
-    return torch.from_numpy(np.stack(rows))
+def _together(clips: Sequence[CutClip]) -> RawClip:
+    """The same clip of B videos."""
+    return RawClip(
+        torch.from_numpy(np.stack([clip.frames for clip in clips])),  # (B, T + tail, S, S, 3)
+        window_arrays([clip.window for clip in clips]),
+        _stack([clip.looks for clip in clips]),
+        _stack([clip.measures for clip in clips]),
+    )
+
+
+def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.stack([np.asarray(row[name]) for row in rows])) for name in rows[0]}
 
 
 class ClipLoader:

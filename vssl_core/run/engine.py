@@ -221,7 +221,7 @@ class Run:
 
     def _timed_step(self, raw: RawBatch, waiting: float) -> Report:
         started = time.perf_counter()
-        clips = sum(group["clips"].shape[0] * group["clips"].shape[1] for group in raw.groups)
+        clips = sum(len(clip.frames) for group in raw.groups for clip in group)
         report = self.step_on(raw.to(self.device))
         whole = max(time.perf_counter() - waiting, 1e-9)
         return replace(report, clips_per_second=clips / whole, data_wait=(started - waiting) / whole)

@@ -22,7 +22,7 @@ from vssl_core.run.ensemble import Ensemble
 from vssl_core.run.extract import STREAM, at_rest, still_batch, with_features
 from vssl_core.run.terms import ObjectiveError, kind_of
 from vssl_core.run.weights import WEIGHTS, read_card, read_weights
-from vssl_core.views import Batch, View, Windows, window_arrays
+from vssl_core.views import Batch, View, Windows
 from vssl_core.windows import Sample, draw_windows
 
 
@@ -157,13 +157,12 @@ def offered_widths(config: RunConfig, backbone: nn.Module, objectives: Mapping[s
     drawn = [
         draw_windows(config.clip_request(), row, STREAM, clip.frames, (clip.size, clip.size))[0] for row in samples
     ]
-    windows = Windows(**{name: torch.from_numpy(values) for name, values in window_arrays(drawn).items()})
     device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
     shown = torch.zeros(2, 3, clip.frames, clip.size, clip.size, device=device)
     index = torch.arange(2, device=device)
     found: dict[str, int] = {}
     with at_rest((backbone, *objectives.values())):
-        view = with_features(View(shown, shown[:, :, :0], windows.to(device), {}, None), backbone)
+        view = with_features(View(shown, shown[:, :, :0], Windows.of(drawn, device), {}, None), backbone)
         for name, objective in objectives.items():
             offered = named_features(objective, still_batch(name, (view,), index, samples, backbone))
             found |= {feature: rows.shape[1] for feature, rows in offered.items()}

@@ -66,9 +66,9 @@ def merge(outputs: Sequence[StepOutput], index: Tensor, over_ranks: bool) -> Mer
     first = outputs[0]
     for output in outputs[1:]:
         _refuse_other_terms(first, output)
-    losses = {name: _mean([output.losses[name] for output in outputs]) for name in first.losses}
-    metrics = {name: _mean([output.metrics[name] for output in outputs]) for name in first.metrics}
-    loss = _mean([output.total.detach().float() for output in outputs])
+    losses = _means([output.losses for output in outputs])
+    metrics = _means([output.metrics for output in outputs])
+    loss = _means([{"loss": output.total.detach().float()} for output in outputs])["loss"]
     if over_ranks:
         loss, losses, metrics = loss.clone(), _copies(losses), _copies(metrics)  # a plugin may hold on to its own
         average([loss, *losses.values(), *metrics.values()])
@@ -79,8 +79,10 @@ def merge(outputs: Sequence[StepOutput], index: Tensor, over_ranks: bool) -> Mer
     return Merged(loss, losses, metrics, kept, gather_kept({"index": index})["index"])
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+def _means(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: torch.stack([piece[name] for piece in pieces]).mean() for name in pieces[0]}
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

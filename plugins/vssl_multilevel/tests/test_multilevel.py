@@ -41,7 +41,6 @@ from vssl_core import (
 )
 from vssl_core.nets.stages import stage_shapes
 from vssl_core.plugins import new_manager
-from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
 from vssl_multilevel.losses import compare, graph, together, towards
 from vssl_multilevel.objective import MultiLevel
@@ -87,8 +86,7 @@ def windows_of(objective: MultiLevel, totals: list[int]) -> list[Windows]:
     drawn = [
         draw_windows(whole, Sample(0, 0, 0, video), "clips", total, (48, 64)) for video, total in enumerate(totals)
     ]
-    arrays = [window_arrays(clip) for clip in zip(*drawn, strict=True)]
-    return [Windows(**{name: torch.as_tensor(values) for name, values in clip.items()}) for clip in arrays]
+    return [Windows.of(clip) for clip in zip(*drawn, strict=True)]
 
 
 def batch_of(
@@ -98,8 +96,13 @@ def batch_of(
     totals = totals or [90] * VIDEOS
     views = []
     for clip, windows in enumerate(windows_of(objective, totals)):
-        stages = maps(objective.context.stages, len(totals), 10 * seed + (0 if alike else clip))
-        pixels = torch.rand(len(totals), 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(seed + clip))
+        frames = windows.indices.shape[1]
+        shapes = {
+            name: (channels, timestamps * frames // FRAMES, *place)
+            for name, (channels, timestamps, *place) in objective.context.stages.items()
+        }
+        stages = maps(shapes, len(totals), 10 * seed + (0 if alike else clip))
+        pixels = torch.rand(len(totals), 3, frames, SIZE, SIZE, generator=torch.Generator().manual_seed(seed + clip))
         views.append(View(pixels, pixels[:, :, :0], windows, {}, Features(lambda stages=stages: stages)))
     samples = [Sample(seed, epoch, 0, video) for video in range(len(totals))]
     index = torch.arange(len(totals))
@@ -131,11 +134,18 @@ def end_step(objective: MultiLevel, scores: Tensor | None) -> None:
 
 def test_it_asks_for_two_halves_and_an_overview_of_one_span():
     request = build().requests()["clips"]
-    assert request.clips == 3 and request.placement == Halves(overview=True)
+    assert request.clips == 3 and request.placement == Halves("sparse")
     assert request.strides == Strides(Between(1, 3), shared=True, short="fit")
     assert request.boxes == Boxes(Independent(), (0.5, 1.0)) and request.flips is ANY
     assert request.appearance == Appearance("jittered", "frame") and request.turns is PLAIN
     assert request.frames is PLAIN and request.size is PLAIN
+
+
+def test_a_dense_overview_has_all_frames_of_both_halves():
+    first, second, overview = windows_of(build(overview="dense"), [90, 80, 70])
+    assert overview.indices.shape == (3, 2 * FRAMES)
+    assert torch.equal(overview.indices, torch.cat([first.indices, second.indices], dim=1))
+    assert not torch.equal(overview.box, first.box)  # a crop of its own
 
 
 def test_without_timestamps_to_find_it_does_without_the_overview():
@@ -186,11 +196,12 @@ def test_what_is_switched_off_has_neither_term_nor_parameters(options, wanted):
     assert all(parameter.grad is not None for parameter in objective.parameters())
 
 
-def test_one_timestamp_has_no_order_and_is_not_looked_for():
+@pytest.mark.parametrize(("overview", "missing"), [("sparse", {"timestamp_high"}), ("dense", set())])
+def test_one_timestamp_has_no_order_and_is_looked_for_only_among_several(overview, missing):
     small = {"stage3": (8, 4, 2, 2), "stage4": (8, 2, 1, 1), "stage5": (8, 1, 1, 1)}
-    objective = build(context(small))
+    objective = build(context(small), overview=overview)
     assert set(objective(batch_of(objective)).losses) == {"instance", "semantic", "graph_low", "graph_mid"} | (
-        TEMPORAL - {"timestamp_high"}
+        TEMPORAL - missing
     )
 
 
@@ -215,9 +226,10 @@ def test_clips_without_a_seam_alone_count_in_finding_timestamps():
     assert values["instance"][0] == values["instance"][1] == values["instance"][2]
 
 
-def test_two_timestamps_of_the_halves_are_one_of_the_overview():
-    """Each half averaged to half its length and put one behind the other, as the code does it."""
-    objective = build(retrieval="short").eval()
+@pytest.mark.parametrize(("overview", "as_one"), [("sparse", 2), ("dense", 1)])
+def test_timestamps_of_the_halves_are_those_of_the_overview(overview, as_one):
+    """Halves one behind the other, each averaged to half its length where the overview is as short as one of them."""
+    objective = build(retrieval="short", overview=overview).eval()
     batch = batch_of(objective)
     for name in ("low", "mid", "high"):
         level, stage = objective._level(name), objective.stages[name]
@@ -225,7 +237,7 @@ def test_two_timestamps_of_the_halves_are_one_of_the_overview():
         for view in batch["clips"]:
             excited = level.excite(level(view.features.stages[stage]))
             said.append(level.timestamps("timestamp", excited))  # (B, T, D)
-        half = said[0].shape[1] // 2
+        half = said[0].shape[1] // as_one
         pooled = [F.adaptive_avg_pool1d(one.transpose(1, 2), half).transpose(1, 2) for one in said[:2]]
         cosines = F.cosine_similarity(torch.cat(pooled, dim=1)[:, :, None], said[2][:, None], dim=3)
         wanted = F.cross_entropy((cosines / 0.07).flatten(0, 1), torch.arange(2 * half).repeat(VIDEOS))
@@ -489,6 +501,8 @@ def test_a_variant_is_defaults_that_what_is_given_replaces(variant):
         ({"changes": ("reverse", "reverse")}, "names a change twice"),
         ({"semantic_weight": 0}, "graph combined needs prototypes"),
         ({"temporal": "none", "changes": ("reverse",)}, "changes has no effect with temporal: none"),
+        ({"overview": "whole"}, "overview"),
+        ({"temporal": "none", "overview": "dense"}, "overview has no effect with temporal: none"),
         ({"temporal": "input", "retrieval": "short"}, "retrieval has no effect with temporal: input"),
         ({"threshold": 1.5}, "threshold"),
         ({"prototypes": 1}, "prototypes"),

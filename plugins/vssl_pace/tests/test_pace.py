@@ -29,7 +29,6 @@ from vssl_core import (
 from vssl_core.config import RunConfig, build, to_tree
 from vssl_core.joining import plan
 from vssl_core.requests import Strides
-from vssl_core.views import window_arrays
 from vssl_core.windows import Window, draw_windows
 from vssl_pace.objective import Pace
 
@@ -74,8 +73,7 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor, index: list[
     """The batch that a step would hold for these windows, with given features (clips, B, D)."""
     views = []
     for clip in range(len(vectors)):
-        arrays = window_arrays([row[clip] for row in rows])
-        windows = Windows(**{key: torch.from_numpy(array) for key, array in arrays.items()})
+        windows = Windows.of([row[clip] for row in rows])
         features = Features(lambda clip=clip: {"stage5": vectors[clip][:, :, None, None, None]})
         empty = torch.zeros(len(rows), 3, FRAMES, 1, 1)
         views.append(View(empty, empty[:, :, :0], windows, {}, features))

@@ -31,7 +31,6 @@ from vssl_core import (
 from vssl_core.cli import main
 from vssl_core.config import RunConfig, build, to_tree
 from vssl_core.testing import check_plugin
-from vssl_core.views import window_arrays
 from vssl_statistics.objective import Statistics, distance
 
 DIM, FRAMES, SIZE = 6, 4, 16
@@ -71,7 +70,7 @@ def batch_of(measures: dict[str, Tensor], features: Tensor, totals: list[int] | 
     totals = totals or [99] * rows
     box, frame = (0, 0, SIZE, SIZE), (SIZE, SIZE)
     drawn = [Window(row, 0, 0, totals[row], 0, 1, FRAMES, 0, box, frame) for row in range(rows)]
-    windows = Windows(**{key: torch.from_numpy(array) for key, array in window_arrays(drawn).items()})
+    windows = Windows.of(drawn)
     empty = torch.zeros(rows, 3, FRAMES, 1, 1)
     named = {f"statistics/{name}": value for name, value in measures.items()}
     view = View(empty, empty[:, :, :0], windows, named, Features(lambda: {"pool5": features}))

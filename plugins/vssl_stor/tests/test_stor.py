@@ -16,7 +16,6 @@ from vssl_core import ANY, PLAIN, Batch, ClipSettings, ConfigError, Context, Fea
 from vssl_core.config import RunConfig, build, to_tree
 from vssl_core.joining import plan
 from vssl_core.requests import Independent, Overlapping, Request, Strides, Turns
-from vssl_core.views import window_arrays
 from vssl_core.windows import draw_windows
 from vssl_stor.objective import Stor
 
@@ -76,8 +75,7 @@ def batch_of(rows: list[tuple[Window, ...]], vectors: torch.Tensor | None = None
     vectors = torch.zeros(count, len(rows), DIM) if vectors is None else vectors
     views = []
     for clip in range(count):
-        arrays = window_arrays([row[clip] for row in rows])
-        windows = Windows(**{key: torch.from_numpy(array) for key, array in arrays.items()})
+        windows = Windows.of([row[clip] for row in rows])
         features = Features(lambda clip=clip: {"stage5": vectors[clip][:, :, None, None, None]})
         empty = torch.zeros(len(rows), 3, 16, 1, 1)
         views.append(View(empty, empty[:, :, :0], windows, {}, features))
