@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,30 +26,31 @@ class NonFiniteError(VsslError):
 
 def check_terms(name: str, terms: Terms, slots: Slots, rows: int, trained: bool) -> None:
     """Raise `ObjectiveError` for terms that cannot be used; `trained` ones must depend on a parameter."""
-    for problem in _problems(terms, rows, trained):
+    problem = _problem(terms, rows, trained)
+    if problem:
         raise ObjectiveError(f"objective '{name}': {problem} ({seen(slots)})")
 
 
-def _problems(terms: Terms, rows: int, trained: bool) -> Iterator[str]:
+def _problem(terms: Terms, rows: int, trained: bool) -> str | None:
     if not isinstance(terms, Terms):
-        yield f"forward must return vssl_core.Terms, got {type(terms).__name__}"
-        return
+        return f"forward must return vssl_core.Terms, got {type(terms).__name__}"
     for term, loss in terms.losses.items():
         if not is_scalar(loss):
-            yield f"loss '{term}' must be a scalar tensor, got {kind_of(loss)}; average it"
-        elif trained and not loss.requires_grad and float(loss) != 0.0:
-            yield (
+            return f"loss '{term}' must be a scalar tensor, got {kind_of(loss)}; average it"
+        if trained and not loss.requires_grad and float(loss) != 0.0:
+            return (
                 f"loss '{term}' is detached from every parameter; "
                 "leave it out while it is not in force, or report it as a metric"
             )
     for term, value in terms.metrics.items():
         if term in terms.losses:
-            yield f"metric '{term}' has the name of a loss; give it another"
-        elif not (is_scalar(value) or isinstance(value, int | float)):
-            yield f"metric '{term}' must be one number, got {kind_of(value)}"
+            return f"metric '{term}' has the name of a loss; give it another"
+        if not (is_scalar(value) or isinstance(value, int | float)):
+            return f"metric '{term}' must be one number, got {kind_of(value)}"
     for key, value in terms.keep.items():
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
-            yield f"keep '{key}' must have a row for each of the {rows} videos, got {kind_of(value)}"
+            return f"keep '{key}' must have a row for each of the {rows} videos, got {kind_of(value)}"
+    return None
 
 
 def check_finite_terms(name: str, terms: Terms, slots: Slots, step: int) -> None:
