@@ -578,7 +578,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from vssl_core.bench import growth, memory_runs
-from vssl_core.data.clips import ClipLoader, Clips, Visit
+from vssl_core.data.clips import ClipLoader, Clips
+from vssl_core.data.raw import Visit
 from vssl_core.data.sources import SourceOptions, builtin_sources, open_source
 
 videos = open_source("csv", sys.argv[1], SourceOptions(test_fraction=0), builtin_sources()).train

@@ -12,7 +12,8 @@ from vssl_core.bench import memory_runs
 from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Row, at_most, count, paired
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import ClipLoader, Clips, Cutter, Visit
+from vssl_core.data.clips import ClipLoader, Clips, Cutter
+from vssl_core.data.raw import Visit
 from vssl_core.joining import Group, complete, resolve
 from vssl_core.requests import Request
 from vssl_core.run.build import normalisation_of, recipe_of

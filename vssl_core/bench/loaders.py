@@ -17,7 +17,8 @@ from torch import Tensor
 from vssl_core.data import clips as clip_room
 from vssl_core.data.appearance import NORMALISATIONS
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import Cutter, Visit, collate
+from vssl_core.data.clips import Cutter
+from vssl_core.data.raw import Visit, collate
 from vssl_core.joining import Group
 from vssl_core.looks import PRESETS, Recipe
 from vssl_core.requests import Appearance, Boxes, Flips, Independent, Request, Strides, Turns

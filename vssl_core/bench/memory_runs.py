@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssl_core.config import load_config
-from vssl_core.data.clips import CutClip, RawBatch, Visit, collate
+from vssl_core.data.raw import CutClip, RawBatch, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.hookspecs import hookimpl
 from vssl_core.joining import Group

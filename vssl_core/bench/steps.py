@@ -16,7 +16,8 @@ from vssl_core.bench.rows import Row, Spread, at_most, count, not_measured, pair
 from vssl_core.config import load_config
 from vssl_core.data import clips, decode
 from vssl_core.data.appearance import apply
-from vssl_core.data.clips import Clips, Cutter, RawBatch, RawClip, Visit, collate
+from vssl_core.data.clips import Clips, Cutter
+from vssl_core.data.raw import RawBatch, RawClip, Visit, collate
 from vssl_core.data.videos import Splits, Videos
 from vssl_core.nets.backbones import build_backbone
 from vssl_core.run.build import choose, normalisation_of, recipe_of

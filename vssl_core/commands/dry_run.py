@@ -20,8 +20,9 @@ from torch import nn
 from vssl_core.config import RunConfig
 from vssl_core.data import decode
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import Clips, Cutter, Visit, collate
+from vssl_core.data.clips import Clips, Cutter
 from vssl_core.data.demo import demo_scenes, write_video
+from vssl_core.data.raw import Visit, collate
 from vssl_core.data.videos import Videos
 from vssl_core.errors import VsslError
 from vssl_core.joining import describe

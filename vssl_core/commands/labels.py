@@ -17,8 +17,9 @@ from rich.text import Text
 from vssl_core.config import load_config
 from vssl_core.data.batches import prepare
 from vssl_core.data.check import bar
-from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit, collate
+from vssl_core.data.clips import ClipLoader, Clips, Cutter
 from vssl_core.data.containers import sentence
+from vssl_core.data.raw import RawBatch, Visit, collate
 from vssl_core.data.sources import place
 from vssl_core.data.videos import Videos
 from vssl_core.errors import ConfigError, DataError, PluginError, VideoError, VsslError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vssl_core.data.appearance import Normalisation, apply
-from vssl_core.data.clips import RawBatch, RawClip
+from vssl_core.data.raw import RawBatch, RawClip
 from vssl_core.joining import Group
 from vssl_core.looks import Recipe
 from vssl_core.views import Windows

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vssl_core.config import to_tree, to_yaml
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import Batches, ClipLoader, Clips, Cutter, RawBatch, visits_of
+from vssl_core.data.clips import Batches, ClipLoader, Clips, Cutter, visits_of
+from vssl_core.data.raw import RawBatch
 from vssl_core.data.sources import Splits
 from vssl_core.distributed import any_rank, average, gather_objects, rank, world_size
 from vssl_core.errors import CheckpointError, DataError

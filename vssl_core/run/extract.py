@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vssl_core.data.appearance import Normalisation
 from vssl_core.data.batches import prepare
-from vssl_core.data.clips import ClipLoader, Clips, Cutter, RawBatch, Visit
+from vssl_core.data.clips import ClipLoader, Clips, Cutter
+from vssl_core.data.raw import RawBatch, Visit
 from vssl_core.data.videos import Videos
 from vssl_core.distributed import apart, gather_objects, rank, world_size
 from vssl_core.errors import PluginError
