@@ -241,10 +241,10 @@ def shares(capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], str]:
 
 @pytest.mark.usefixtures("stranger")
 def test_options_are_compared_on_the_same_clips(capsys: pytest.CaptureFixture[str]) -> None:
-    """Brightness of both clips becomes another, their starts stay."""
+    """Brightness of both clips becomes another, their starts stay; each number is that of both clips."""
     assert labels("--plugin", "example", "--against", "offset=1") == 0
     told = shares(capsys)
-    assert told == {("example/bright", str(number)): f"{100 * (number % 2)}%" for number in range(1, 5)} | {
+    assert told == {("example/bright", str(number)): f"{100 * (number % 2)}%" for number in (1, 2)} | {
         ("example/bright", "all"): "50.0%"
     }
     assert labels("--plugin", "example", "--against", "offset=0", "--videos", "5") == 0
