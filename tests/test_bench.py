@@ -16,7 +16,7 @@ import pytest
 from vssl_core import UserError
 from vssl_core.bench.files import Files
 from vssl_core.bench.rows import Spread, Times, at_least, at_most, not_measured, paired
-from vssl_core.bench.steps import conflict_share, statistics_labels_share
+from vssl_core.bench.steps import conflict_share, joint_vs_singles, statistics_labels_share
 from vssl_core.commands.bench import NAMES, bench, measure_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -133,3 +133,17 @@ def test_an_unknown_row_and_a_folder_that_is_not_there(tmp_path: Path) -> None:
         bench(["frame_exact"], None, json=False)
     with pytest.raises(UserError, match="there is no such folder"):
         bench(["frames_exact"], str(tmp_path / "none"), json=False)
+
+
+def test_a_folder_of_clips_may_be_given_from_where_you_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that train open the videos by their paths, whatever the working folder of their workers."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    with Files(None) as own:
+        for path in own.originals[:2]:
+            (folder / Path(path).name).write_bytes(Path(path).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with Files("clips") as files:
+        assert [Path(path) for path in files.originals] == sorted(folder.iterdir())
+        row = joint_vs_singles(files, 0.01, ("backbone.name=tiny", "clip.frames=4", "clip.size=16"))
+    assert row.value is not None and row.value.median > 0

@@ -26,7 +26,7 @@ class Files:
     """The files of one bench, for a `with`: what is written for it lies in a temporary folder and goes with it."""
 
     def __init__(self, clips: str | None) -> None:
-        self.root = None if clips is None else Path(clips).expanduser()
+        self.root = None if clips is None else Path(clips).expanduser().absolute()
         if self.root is not None and not self.root.is_dir():
             raise DataError(f"--clips {clips}: there is no such folder; give a folder of videos, or leave it out")
         self._temporary = tempfile.TemporaryDirectory(prefix="vssl-bench-")
