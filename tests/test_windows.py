@@ -305,6 +305,19 @@ def test_halves_follow_each_other_and_the_overview_spans_both(
         assert len(rest[1].nominal) == 2 * frames // step + tail
 
 
+def test_the_share_of_a_span_is_each_clips_own() -> None:
+    """Clips of two lengths: a half lies in the overview, which has as much besides; one frame is in a span or not."""
+    request = replace(PLAIN_REQUEST, clips=3, frames=8, placement=Halves("dense"), strides=Strides((2,), True, "fit"))
+    first, second, overview = map(windows_of, draw_one(request, total=200))
+    assert first.shared_time(overview).item() == second.shared_time(overview).item() == 1
+    assert overview.shared_time(first).item() == pytest.approx(7 / 15)
+    assert first.shared_time(second).item() == second.shared_time(first).item() == 0
+    one = replace(draw_one(request, total=200)[0], frames=1)
+    later = replace(one, start=one.start + 1)
+    assert windows_of(one).shared_time(first).item() == windows_of(later).shared_time(first).item() == 1
+    assert windows_of(one).shared_time(windows_of(later)).item() == 0 == first.shared_time(windows_of(one)).item()
+
+
 def test_fixed_clips_are_alike_in_every_epoch_and_others_are_not() -> None:
     fixed, drawn = replace(PLAIN_REQUEST, placement=Fixed()), PLAIN_REQUEST
     starts = {

@@ -51,9 +51,11 @@ class Windows:
         return tensor
 
     def shared_time(self, other: Windows) -> Tensor:
-        """(B,) the share of this clip's span that the other one covers too, in [0, 1]; both have one length."""
-        apart = (self.start - other.start).abs()
-        return (1 - apart / self.span.clamp(min=1e-9)).clamp(min=0, max=1)
+        """(B,) the share of this clip's span that the other one covers too, in [0, 1]; of one frame, all or nothing."""
+        low = torch.maximum(self.start, other.start)
+        high = torch.minimum(self.start + self.span, other.start + other.span)
+        share = (high - low) / torch.where(self.span > 0, self.span, 1)
+        return torch.where(self.span > 0, share.clamp(min=0, max=1), (high >= low).to(share))
 
     def shared_area(self, other: Windows) -> Tensor:
         """(B,) the share of this clip's box that the other one covers too, in [0, 1]; not the IoU."""
