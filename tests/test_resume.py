@@ -186,6 +186,31 @@ def test_two_ranks_killed_and_started_again(tmp_path: Path) -> None:
     assert_same(whole, broken, ranks=2)
 
 
+ENDING = """
+import sys
+from pathlib import Path
+from vssl_core import cli
+
+code = cli.main(sys.argv[1:])
+threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+print(f"{sum('gloo' in name for name in threads)} of {len(threads)} threads exchange", flush=True)
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_ranks_that_end_leave_no_thread_that_could_take_them_down(tmp_path: Path) -> None:
+    """A thread of gloo's that drops a tensor while the interpreter ends aborts a process that has done its work."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    words = ranks(tmp_path / "run", "epochs=1")
+    words[words.index(str(ROOT / "tools" / "train.py"))] = str(tmp_path / "ending.py")
+    words.insert(words.index("--plugins"), "train")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0 of ") == 2 == done.stdout.count("threads exchange"), done.stdout
+
+
 @pytest.mark.slow
 def test_two_ranks_save_and_leave_when_torchrun_is_told_to(tmp_path: Path) -> None:
     """SIGTERM to torchrun, as job managers send it: what was done is saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,21 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join_ranks(backend: str, **where: Any) -> None:
+    """Join the other ranks; `where` they meet is as for `torch.distributed.init_process_group`."""
+    # Imported later, it would take this group as a default of its functions and keep it, and its threads, until the
+    # interpreter ends; a thread that drops a tensor then takes the process down (torch 2.13)
+    import torch.distributed.nn.functional  # noqa: F401
+
+    dist.init_process_group(backend, **where)
+
+
+def leave_ranks() -> None:
+    """Leave them; the group's threads end here, unless a run is still held that exchanges gradients by it."""
+    gc.collect()  # runs lie in cycles
+    dist.destroy_process_group()
 
 
 def gather(rows: Tensor) -> Tensor:

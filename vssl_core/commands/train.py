@@ -115,13 +115,12 @@ def ranks(config: RunConfig):  # type: ignore[no-untyped-def]
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    import torch.distributed as dist
-
+    from vssl_core.distributed import join_ranks, leave_ranks
     from vssl_core.run.build import choose_device
 
     device = choose_device(config)
     patience = timedelta(seconds=config.launch.rank_timeout_seconds)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    join_ranks("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield
     except VsslError as error:
@@ -129,7 +128,7 @@ def ranks(config: RunConfig):  # type: ignore[no-untyped-def]
             raise SystemExit(getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)) from None
         raise
     finally:
-        dist.destroy_process_group()
+        leave_ranks()
 
 
 def _first_to_tell() -> bool:

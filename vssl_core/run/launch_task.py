@@ -184,7 +184,7 @@ def joined(here: Here, launched: Path, limits: LaunchSection) -> Iterator[None]:
     if here.ranks == 1:
         yield
         return
-    import torch.distributed as dist
+    from vssl_core.distributed import join_ranks, leave_ranks
 
     if alone(here.hosts):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -193,9 +193,9 @@ def joined(here: Here, launched: Path, limits: LaunchSection) -> Iterator[None]:
     try:
         store = _serve(path, here, patience) if here.rank == 0 else _reach(path, here, patience)
         backend = "nccl" if limits.gpus_per_node else "gloo"
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.ranks, timeout=patience)
+        join_ranks(backend, store=store, rank=here.rank, world_size=here.ranks, timeout=patience)
         yield
-        dist.destroy_process_group()
+        leave_ranks()
     finally:
         if here.rank == 0:
             path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from vssl_core.distributed import join_ranks, leave_ranks
 from vssl_core.errors import VsslError
 from vssl_core.testing.recording import Job, Recording, record
 
@@ -153,7 +154,7 @@ def _answer(rank: int, told: dict[str, Any], place: Path) -> str:
     torch.manual_seed(1000 + rank)  # a job that leans on it tells ranks apart
     if ranks > 1:
         store = dist.FileStore(told["store"], ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=PATIENCE))
+        join_ranks("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=PATIENCE))
     try:
         torch.save(getattr(_module(*told["module"]), told["function"])(**told["arguments"]), place)
     except Exception as error:
@@ -162,7 +163,7 @@ def _answer(rank: int, told: dict[str, Any], place: Path) -> str:
         return " ".join((str(error) if isinstance(error, VsslError) else f"{type(error).__name__}: {error}").split())
     finally:
         if ranks > 1:
-            dist.destroy_process_group()
+            leave_ranks()
     return "done"
 
 
