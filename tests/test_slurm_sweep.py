@@ -82,7 +82,7 @@ def test_who_watches_may_leave_and_come_back(environment: dict[str, str], tmp_pa
 
 def test_a_cancelled_array_is_a_failure_that_can_be_retried(environment: dict[str, str], tmp_path: Path) -> None:
     path, folder = (
-        sweep_file(tmp_path, {**TURNS, "overrides": {**LAUNCH, "epochs": 60}}, seeds=[0, 1]),
+        sweep_file(tmp_path, {**TURNS, "overrides": {**LAUNCH, "epochs": 300}}, seeds=[0, 1]),
         tmp_path / "run",
     )
     first = subprocess.Popen(command(path, folder), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -92,7 +92,7 @@ def test_a_cancelled_array_is_a_failure_that_can_be_retried(environment: dict[st
     subprocess.run(["scancel", array], env=environment, check=True)
     out, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode == 1
-    assert out.count("failed: train: job") == 2 and "CANCELLED" in out
+    assert out.count("failed: train: job") == 2 and "CANCELLED" in out, out
     again = subprocess.run(
         command(path, folder, "--retry-failed"), env=environment, capture_output=True, text=True, timeout=2 * PATIENCE
     )
